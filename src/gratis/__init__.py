@@ -1,0 +1,39 @@
+"""Gratis decides for every LLM request whether it is free or billed under a complimentary-token offer."""
+
+from gratis.book import Explanation, Standing
+from gratis.errors import (
+    Conflict,
+    EnrollmentError,
+    GratisError,
+    NotExecuted,
+    OfferError,
+    OutcomeUnknown,
+    RequestError,
+    StoreError,
+)
+from gratis.meter import AsyncMeter, Meter
+from gratis.model import Decision, Enrollment, Entry, Reason, Request, Sharing, Verdict
+from gratis.offer import Offer
+
+__all__ = [
+    "AsyncMeter",
+    "Conflict",
+    "Decision",
+    "Enrollment",
+    "EnrollmentError",
+    "Entry",
+    "Explanation",
+    "GratisError",
+    "Meter",
+    "NotExecuted",
+    "Offer",
+    "OfferError",
+    "OutcomeUnknown",
+    "Reason",
+    "Request",
+    "RequestError",
+    "Sharing",
+    "Standing",
+    "StoreError",
+    "Verdict",
+]

@@ -1,0 +1,166 @@
+"""What both meters share, written once: the pure question before a store's call, and the pure reading after it.
+
+Where a flow has a branch between two calls (an enrollment that changed meanwhile), it is a generator that
+yields charges and is sent receipts; each meter drives it in its own world.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gratis.classify import charge_for, window_at
+from gratis.errors import Conflict, NotExecuted, RequestError
+from gratis.model import stamp
+from gratis.stores import Status
+from gratis.window import Rolling
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from datetime import datetime
+
+    from gratis.model import Change, Decision, Enrollment, Reason, Request, Unit, Window
+    from gratis.offer import Offer
+    from gratis.rule import Charge, Tally
+    from gratis.stores import Receipt
+
+ROUNDS_MAX = 16
+ACCOUNTS_CACHED_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Whether a request would be free now, and if not, the largest size that still would.
+
+    `fits` is in the unit of the group; None where no allowance covers the request, or it was decided before.
+    """
+
+    decision: Decision
+    fits: int | None
+    unit: Unit | None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the request would be free."""
+        return self.decision.is_free
+
+    @property
+    def reason(self) -> Reason:
+        """Why."""
+        return self.decision.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What an account has of one group's allowance at an instant; no window is open where `window` is None."""
+
+    account: str
+    offer: str
+    revision: str
+    group: str
+    unit: Unit
+    allowance: int
+    used: int
+    window: Window | None
+
+    @property
+    def remaining(self) -> int:
+        """What is left."""
+        return max(0, self.allowance - self.used)
+
+
+class Book:
+    """What both meters know without asking: the offer, and the enrollment that each account had last."""
+
+    def __init__(self, offer: Offer, assumed: Enrollment | None) -> None:
+        self.offer = offer
+        self.assumed = assumed
+        self._latest: dict[str, Change] = {}
+
+    def charge(self, request: Request) -> Charge:
+        """What to ask a store about this request."""
+        change = self._latest.get(request.account)
+        if change is None:
+            return charge_for(self.offer, request, self.assumed)
+        return charge_for(self.offer, request, change.enrollment, version=change.version)
+
+    def learn(self, account: str, change: Change | None) -> None:
+        """Remember the latest change of an account's enrollment."""
+        if change is None:
+            self._latest.pop(account, None)
+            return
+        if len(self._latest) >= ACCOUNTS_CACHED_MAX:
+            self._latest.clear()
+        self._latest[account] = change
+
+    def decisions(
+        self, requests: Sequence[Request]
+    ) -> Generator[list[Charge], list[Receipt], list[Decision | RequestError]]:
+        """Yield charges, be sent their receipts, return each request's decision or error, in order."""
+        outcomes: dict[int, Decision | RequestError] = {}
+        pending = list(enumerate(requests))
+        for _ in range(ROUNDS_MAX):
+            receipts = yield [self.charge(request) for _, request in pending]
+            outdated = []
+            for (place, request), receipt in zip(pending, receipts, strict=True):
+                if receipt.status is Status.OUTDATED:
+                    self.learn(request.account, receipt.change)
+                    outdated.append((place, request))
+                else:
+                    outcomes[place] = read(request, receipt)
+            if not outdated:
+                return [outcomes[place] for place in range(len(requests))]
+            pending = outdated
+        raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times while {len(pending)} requests were decided")
+
+    def explanation(self, request: Request, receipt: Receipt) -> Explanation:
+        """The receipt of a dry charge, read as advice."""
+        decision = read(request, receipt)
+        if isinstance(decision, RequestError):
+            raise decision
+        if decision.replayed or decision.total is None:
+            return Explanation(decision, None, None)
+        terms = decision.terms
+        used = decision.total - self.charge(request).amount
+        return Explanation(decision, max(0, terms.allowance - used), terms.unit)
+
+    def standing(
+        self, account: str, at: datetime, latest: Change | None, tallies: Sequence[tuple[str, str, Tally]]
+    ) -> list[Standing]:
+        """What an account has of each group's allowance; the tallies are those of windows open at the instant."""
+        revision = self.offer.at(at)
+        if revision is None:
+            return []
+        found = []
+        enrollment = self.assumed if latest is None else latest.enrollment
+        calendar = None if isinstance(revision.window, Rolling) else window_at(revision, at)
+        for group in revision.groups:
+            window, used = calendar, 0
+            for name, kind, tally in tallies:
+                if (name, kind) == (group.name, str(revision.window)):
+                    window, used = tally.window, tally.used
+            allowance = 0 if enrollment is None else group.allowances.get(enrollment.tier, 0)
+            found.append(
+                Standing(account, self.offer.name, revision.name, group.name, group.unit, allowance, used, window)
+            )
+        return found
+
+
+def read(request: Request, receipt: Receipt) -> Decision | RequestError:
+    """What a receipt says of its request."""
+    match receipt.status:
+        case Status.DECIDED | Status.REPLAYED:
+            assert receipt.decision is not None, "a decided charge has its decision"
+            assert receipt.decision.request.id == request.id, "the answer is that of this request"
+            return receipt.decision
+        case Status.CONFLICT:
+            assert receipt.decision is not None, "a conflict carries the first decision"
+            assert receipt.field is not None, "a conflict names the field"
+            return Conflict(receipt.field, receipt.decision)
+        case Status.AHEAD:
+            assert receipt.now is not None, "a refusal for time tells the store's"
+            return RequestError(
+                "at", f"found {stamp(request.at)}, ahead of the store's clock, {stamp(receipt.now)}; nothing was written"
+            )
+        case Status.OUTDATED:
+            raise AssertionError("an outdated charge is asked again, never answered")

@@ -1,0 +1,75 @@
+"""Who takes part: which enrollment is in force, what it makes eligible, and who may change it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gratis.errors import EnrollmentError, RequestError
+from gratis.model import Change, Enrollment, Sharing, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from gratis.offer import Revision
+
+
+def in_force(history: Sequence[Change], at: datetime) -> Enrollment | None:
+    """The enrollment that was acknowledged last, at an instant of the past."""
+    for change in reversed(history):
+        if change.at <= at:
+            return change.enrollment
+    return None
+
+
+def takes_part(enrollment: Enrollment | None, at: datetime) -> bool:
+    """Whether the account is enrolled for a request of this time."""
+    return (
+        enrollment is not None
+        and (enrollment.starts is None or enrollment.starts <= at)
+        and (enrollment.ends is None or at < enrollment.ends)
+    )
+
+
+def is_eligible(revision: Revision, enrollment: Enrollment) -> bool:
+    """Whether the offer is open to an account of this tier, plan and retention."""
+    return (
+        any(enrollment.tier in group.allowances for group in revision.groups)
+        and enrollment.plan not in revision.excluded_plans
+        and not (revision.excludes_zero_data_retention and enrollment.zero_data_retention)
+    )
+
+
+def shares(enrollment: Enrollment, project: str | None) -> bool:
+    """Whether traffic of this project is shared with the provider."""
+    match enrollment.sharing:
+        case Sharing.DISABLED:
+            return False
+        case Sharing.ENABLED:
+            return True
+        case Sharing.SELECTED:
+            return project is not None and project in enrollment.projects
+
+
+def change(
+    history: Sequence[Change], enrollment: Enrollment, *, actor: str, at: datetime, revision: Revision | None
+) -> Change:
+    """The next change of an account's enrollment, if this actor may make it and the offer allows it."""
+    try:
+        check_name("actor", actor)
+    except RequestError as error:
+        raise EnrollmentError(str(error)) from None
+    owners = history[-1].enrollment.owners if history else frozenset({actor})
+    if actor not in owners:
+        raise EnrollmentError(
+            f"actor: {actor!r} is no owner of this account; only an owner changes its enrollment: "
+            + ", ".join(sorted(owners))
+        )
+    if revision is not None and enrollment.sharing is not Sharing.DISABLED:
+        if enrollment.plan in revision.excluded_plans:
+            raise EnrollmentError(f"sharing: an account on the {enrollment.plan!r} plan cannot enable it")
+        if revision.excludes_zero_data_retention and enrollment.zero_data_retention:
+            raise EnrollmentError("sharing: an account with zero data retention cannot enable it")
+    version = history[-1].version + 1 if history else 1
+    return Change(version, at, actor, enrollment if enrollment.owners else replace(enrollment, owners=owners))

@@ -1,0 +1,78 @@
+"""What can go wrong, named by whose fault it is.
+
+GratisError
+├── OfferError          an offer file is wrong: file, line, key, and what was expected
+├── EnrollmentError     an enrollment, or a change of one, that may not be
+├── RequestError        a request that cannot be decided: field, and what was expected
+│   └── Conflict        the id was decided with other content; carries the first decision
+├── LedgerError         a ledger file that cannot be read: line, and what was expected
+└── StoreError          a store that cannot be used, or that would not be safe to use
+    ├── NotExecuted     nothing was written; asking again is safe
+    └── OutcomeUnknown  it may have been written; asking again with the same id tells
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gratis.model import Decision
+
+
+class GratisError(Exception):
+    """Whatever Gratis raises on purpose."""
+
+
+class OfferError(GratisError):
+    """An offer file is wrong."""
+
+    def __init__(self, *, file: str, line: int | None, key: str, expected: str, found: str) -> None:
+        self.file = file
+        self.line = line
+        self.key = key
+        self.expected = expected
+        self.found = found
+        where = file if line is None else f"{file}:{line}"
+        super().__init__(f"{where}: {key}: {found}; expected {expected}")
+
+
+class EnrollmentError(GratisError):
+    """An enrollment, or a change of one, that may not be."""
+
+
+class RequestError(GratisError):
+    """A request that cannot be decided; nothing was written."""
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {message}")
+
+
+class Conflict(RequestError):  # noqa: N818 - it is the word of the contract
+    """The id was decided before with other content; the first decision stands."""
+
+    def __init__(self, field: str, first: Decision) -> None:
+        self.first = first
+        then = getattr(first.request, field)
+        super().__init__(
+            field,
+            f"request {first.request.id!r} of account {first.request.account!r} was decided before"
+            f" with {field} {then if isinstance(then, int) else str(then)!r}: {first.verdict};"
+            " that decision stands",
+        )
+
+
+class LedgerError(GratisError):
+    """A ledger file that cannot be read."""
+
+
+class StoreError(GratisError):
+    """A store that cannot be used, or that would not be safe to use."""
+
+
+class NotExecuted(StoreError):  # noqa: N818 - it is the word of the contract
+    """Nothing was written; asking again is safe."""
+
+
+class OutcomeUnknown(StoreError):  # noqa: N818 - it is the word of the contract
+    """It may have been written; asking again with the same id tells."""

@@ -1,0 +1,316 @@
+"""Every value as the JSON line that the surfaces print, and back.
+
+The names of the fields are the contract that scripts rely on. A field that does not apply is null.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gratis.errors import EnrollmentError, LedgerError, RequestError
+from gratis.model import (
+    Change,
+    Counts,
+    Decision,
+    Durability,
+    Enrollment,
+    Entry,
+    Overage,
+    Reason,
+    Request,
+    Terms,
+    Unit,
+    Window,
+    stamp,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LINE_BYTES_MAX = 1 << 20
+REQUEST_FIELDS = (
+    "id",
+    "account",
+    "project",
+    "model",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "at",
+    "kind",
+    "tools",
+)
+DECISION_FIELDS = (
+    "id",
+    "account",
+    "verdict",
+    "reason",
+    "group",
+    "tokens",
+    "free_tokens",
+    "billed_tokens",
+    "allowance",
+    "total",
+    "used",
+    "remaining",
+    "window_start",
+    "window_end",
+    "seq",
+    "offer",
+    "revision",
+    "at",
+    "replayed",
+)
+_RFC3339 = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", flags=re.ASCII
+)
+_MICROSECONDS = 7  # a point and six digits
+_loose = {name.replace("_", ""): name for name in REQUEST_FIELDS}
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder().decode
+
+
+def instant(field: str, value: object) -> datetime:
+    """An RFC 3339 time as an instant in UTC; digits beyond microseconds are cut off."""
+    found = _RFC3339.fullmatch(value) if type(value) is str else None
+    if found is None:
+        raise RequestError(
+            field, f"found {value!r:.60}; expected RFC 3339 with its offset, such as 2025-04-16T09:15:00Z"
+        )
+    text, fraction = found[0], found["fraction"]
+    if fraction and len(fraction) > _MICROSECONDS:
+        text = text.replace(fraction, fraction[:_MICROSECONDS])
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise RequestError(field, f"found {value!r:.60}; expected a real date and time: {error}") from None
+
+
+def request_of(line: object) -> Request:
+    """A request from the object of its line. Fields that are not ours are left alone, unless misspelled."""
+    if type(line) is not dict:
+        raise RequestError("line", f"found {type(line).__name__}; expected a JSON object")
+    get = line.get
+    if not line.keys() <= _KNOWN:
+        _check_spelling(line)
+    for field in ("id", "model", "at"):
+        if get(field) is None:
+            raise RequestError(field, f"missing; expected in every request: id, model, at")
+    tools = get("tools")
+    account, kind, cached = get("account"), get("kind"), get("cached_tokens")
+    return Request(
+        id=line["id"],
+        model=line["model"],
+        at=instant("at", line["at"]),
+        input_tokens=get("input_tokens"),
+        output_tokens=get("output_tokens"),
+        account="default" if account is None else account,
+        project=get("project"),
+        kind="completion" if kind is None else kind,
+        tools=() if tools is None else _tool_kinds(tools),
+        cached_tokens=0 if cached is None else cached,
+    )
+
+
+def request_line(request: Request) -> dict[str, Any]:
+    """A request as its line."""
+    return {
+        "id": request.id,
+        "account": request.account,
+        "project": request.project,
+        "model": request.model,
+        "input_tokens": request.input_tokens,
+        "output_tokens": request.output_tokens,
+        "cached_tokens": request.cached_tokens,
+        "at": stamp(request.at),
+        "kind": request.kind,
+        "tools": list(request.tools),
+    }
+
+
+def decision_line(decision: Decision) -> dict[str, Any]:
+    """A decision as its line: the fields of the contract, in their order."""
+    window = decision.window
+    return {
+        "id": decision.request.id,
+        "account": decision.request.account,
+        "verdict": decision.verdict,
+        "reason": decision.reason,
+        "group": decision.group,
+        "tokens": decision.tokens,
+        "free_tokens": decision.free_tokens,
+        "billed_tokens": decision.billed_tokens,
+        "allowance": decision.allowance,
+        "total": decision.total,
+        "used": decision.used,
+        "remaining": decision.remaining,
+        "window_start": None if window is None else stamp(window.start),
+        "window_end": None if window is None else stamp(window.end),
+        "seq": decision.seq,
+        "offer": decision.offer,
+        "revision": decision.revision,
+        "at": stamp(decision.at),
+        "replayed": decision.replayed,
+    }
+
+
+def entry_line(entry: Entry) -> dict[str, Any]:
+    """A ledger entry as its line: place, request and decision, and the terms on which it rests."""
+    decision, terms = entry.decision, entry.decision.terms
+    return {
+        "entry": entry.entry,
+        **decision_line(decision),
+        **request_line(decision.request),
+        "enrollment": None if terms.enrollment is None else enrollment_line(terms.enrollment),
+        "durability": decision.durability,
+        "decided_at": stamp(entry.decided_at),
+        "terms": terms_line(terms),
+    }
+
+
+def entry_of(line: object) -> Entry:
+    """A ledger entry from the object of its line."""
+    if type(line) is not dict:
+        raise LedgerError(f"found {type(line).__name__}; expected a JSON object")
+    try:
+        start, end = line["window_start"], line["window_end"]
+        decision = Decision(
+            request=request_of(line),
+            terms=terms_of(line["terms"], enrollment=line["enrollment"]),
+            reason=Reason(line["reason"]),
+            free_tokens=_number(line, "free_tokens"),
+            used=_number(line, "used"),
+            total=_number(line, "total"),
+            window=None if start is None else Window(instant("window_start", start), instant("window_end", end)),
+            seq=_number(line, "seq"),
+            durability=Durability(line["durability"]),
+        )
+        place = _number(line, "entry")
+        if place is None:
+            raise LedgerError("entry: found null; expected a whole number")
+        return Entry(place, instant("decided_at", line["decided_at"]), decision)
+    except KeyError as error:
+        raise LedgerError(f"{error.args[0]}: missing; expected a line as `gratis ledger` prints it") from None
+    except (RequestError, EnrollmentError, ValueError, TypeError) as error:
+        raise LedgerError(str(error)) from None
+
+
+def enrollment_line(enrollment: Enrollment) -> dict[str, Any]:
+    """An enrollment as JSON."""
+    return {
+        "tier": enrollment.tier,
+        "sharing": enrollment.sharing,
+        "projects": sorted(enrollment.projects),
+        "plan": enrollment.plan,
+        "zero_data_retention": enrollment.zero_data_retention,
+        "starts": None if enrollment.starts is None else stamp(enrollment.starts),
+        "ends": None if enrollment.ends is None else stamp(enrollment.ends),
+        "owners": sorted(enrollment.owners),
+    }
+
+
+def enrollment_of(line: Mapping[str, Any]) -> Enrollment:
+    """An enrollment from its JSON."""
+    if unknown := line.keys() - set(Enrollment.__dataclass_fields__):
+        raise EnrollmentError(f"{sorted(unknown)[0]}: an unknown field; expected {', '.join(Enrollment.__dataclass_fields__)}")
+    if "tier" not in line:
+        raise EnrollmentError("tier: missing; expected the account's usage tier")
+    starts, ends = line.get("starts"), line.get("ends")
+    return Enrollment(
+        tier=line["tier"],
+        sharing=line.get("sharing", "disabled"),
+        projects=line.get("projects", ()),
+        plan=line.get("plan", "standard"),
+        zero_data_retention=line.get("zero_data_retention", False),
+        starts=None if starts is None else instant("starts", starts),
+        ends=None if ends is None else instant("ends", ends),
+        owners=line.get("owners", ()),
+    )
+
+
+def change_line(offer: str, account: str, change: Change) -> dict[str, Any]:
+    """A change of an enrollment as its line."""
+    return {
+        "offer": offer,
+        "account": account,
+        "version": change.version,
+        "at": stamp(change.at),
+        "actor": change.actor,
+        "enrollment": enrollment_line(change.enrollment),
+    }
+
+
+def change_of(line: object) -> tuple[str, str, Change]:
+    """Offer, account and change from the object of a line."""
+    if type(line) is not dict:
+        raise EnrollmentError(f"found {type(line).__name__}; expected a JSON object")
+    try:
+        change = Change(line["version"], instant("at", line["at"]), line["actor"], enrollment_of(line["enrollment"]))
+        return line["offer"], line["account"], change
+    except KeyError as error:
+        raise EnrollmentError(f"{error.args[0]}: missing; expected a line as `gratis enroll` prints it") from None
+    except RequestError as error:
+        raise EnrollmentError(str(error)) from None
+
+
+def terms_line(terms: Terms) -> dict[str, Any]:
+    """Terms as JSON, without the enrollment, which has a place of its own."""
+    return {
+        "offer": terms.offer,
+        "revision": terms.revision,
+        "reason": terms.reason,
+        "group": terms.group,
+        "unit": terms.unit,
+        "allowance": terms.allowance,
+        "counts": terms.counts,
+        "overage": terms.overage,
+        "window": terms.window,
+    }
+
+
+def terms_of(line: Mapping[str, Any], *, enrollment: Mapping[str, Any] | None) -> Terms:
+    """Terms from their JSON."""
+    reason = line["reason"]
+    return Terms(
+        line["offer"],
+        line["revision"],
+        None if reason is None else Reason(reason),
+        None if enrollment is None else enrollment_of(enrollment),
+        line["group"],
+        Unit(line["unit"]),
+        line["allowance"],
+        Counts(line["counts"]),
+        Overage(line["overage"]),
+        line["window"],
+    )
+
+
+def _tool_kinds(tools: object) -> tuple[str, ...]:
+    """Tools as kinds, or as the objects that requests carry: their type is the kind."""
+    if type(tools) is not list:
+        raise RequestError("tools", f"found {tools!r:.60}; expected a list of kinds of tool")
+    return tuple(tool.get("type") if type(tool) is dict else tool for tool in tools)
+
+
+def _number(line: Mapping[str, Any], field: str) -> int | None:
+    value = line[field]
+    if value is not None and (type(value) is not int or value < 0):
+        raise LedgerError(f"{field}: found {value!r:.60}; expected a whole number or null")
+    return value
+
+
+def _check_spelling(line: Mapping[str, object]) -> None:
+    """Refuse a field that is one of ours but for case, hyphens, underscores or a plural: it would be missed."""
+    for name in line.keys() - _KNOWN:
+        bare = name.casefold().replace("_", "").replace("-", "")
+        meant = _loose.get(bare) or _loose.get(bare + "s") or _loose.get(bare.removesuffix("s"))
+        if meant is not None:
+            raise RequestError(name, f"an unknown field; expected {meant!r}, spelled so")
+
+
+_KNOWN = frozenset(REQUEST_FIELDS) | frozenset(DECISION_FIELDS)

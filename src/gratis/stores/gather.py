@@ -1,0 +1,90 @@
+"""A store asked from asyncio: the loop never waits for it, and what waits together is asked together.
+
+A charge that finds the store idle is asked at once. Those that arrive while it is busy are gathered, and go in
+one call when it answers: so many tasks in flight have the speed of batches, and a lone one waits for nobody. A
+task that is cancelled gives up its answer, never another's; its charge may have been applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from gratis.errors import NotExecuted
+from gratis.stores import BATCH_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gratis.rule import Charge
+    from gratis.stores import Receipt, Store
+
+WAITING_MAX = 100_000
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Gathered:
+    """One store and the one thread in which it is asked."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gratis-store")
+        self._waiting: deque[tuple[Sequence[Charge], asyncio.Future[list[Receipt]]]] = deque()
+        self._draining: asyncio.Task[None] | None = None
+
+    async def apply(self, charges: Sequence[Charge]) -> list[Receipt]:
+        """Apply each charge once, in order, with whatever else waits."""
+        if self.store.is_instant:
+            return self.store.apply(charges)
+        if len(self._waiting) >= WAITING_MAX:
+            raise NotExecuted(f"{WAITING_MAX} calls wait for the store already")
+        answer: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((charges, answer))
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return await answer
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                calls = [self._waiting.popleft()]
+                size = len(calls[0][0])
+                while self._waiting and size + len(self._waiting[0][0]) <= BATCH_MAX:
+                    calls.append(self._waiting.popleft())
+                    size += len(calls[-1][0])
+                await self._ask(calls)
+        finally:
+            self._draining = None
+
+    async def _ask(self, calls: Sequence[tuple[Sequence[Charge], asyncio.Future[list[Receipt]]]]) -> None:
+        try:
+            receipts = await self.run(self.store.apply, [charge for charges, _ in calls for charge in charges])
+        except BaseException as error:
+            for _, answer in calls:
+                if not answer.done():
+                    answer.set_exception(error if isinstance(error, Exception) else NotExecuted("the loop is closing"))
+            if not isinstance(error, Exception):
+                raise
+            return
+        place = 0
+        for charges, answer in calls:
+            if not answer.done():
+                answer.set_result(receipts[place : place + len(charges)])
+            place += len(charges)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Any other call, in the store's thread."""
+        if self.store.is_instant:
+            return function(*args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    async def close(self) -> None:
+        """Let what is under way end, then close the store."""
+        if self._draining is not None:
+            await asyncio.wait([self._draining])
+        await self.run(self.store.close)
+        self._thread.shutdown()
