@@ -6,10 +6,11 @@ yields charges and is sent receipts; each meter drives it in its own world.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gratis.classify import charge_for, window_at
+from msgspec import Struct
+
+from gratis.classify import Case, case_of, charge_in, window_at
 from gratis.errors import Conflict, NotExecuted, RequestError
 from gratis.model import stamp
 from gratis.stores import Status
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
 ROUNDS_MAX = 16
 ACCOUNTS_CACHED_MAX = 100_000
+CASES_CACHED_MAX = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Struct, frozen=True):
     """Whether a request would be free now, and if not, the largest size that still would.
 
     `fits` is in the unit of the group; None where no allowance covers the request, or it was decided before.
@@ -50,8 +51,7 @@ class Explanation:
         return self.decision.reason
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """What an account has of one group's allowance at an instant; no window is open where `window` is None."""
 
     account: str
@@ -69,20 +69,48 @@ class Standing:
         return max(0, self.allowance - self.used)
 
 
+class Cases:
+    """Charges of one offer. Requests alike in all but size and time are one case, worked out once for its span."""
+
+    def __init__(self, offer: Offer) -> None:
+        self.offer = offer
+        self._cases: dict[tuple[Any, ...], Case] = {}
+
+    def charge(self, request: Request, enrollment: Enrollment | None, version: int) -> Charge:
+        """The charge of a request; an account's version stands for its enrollment."""
+        key = (
+            request.account,
+            version,
+            request.model,
+            request.project,
+            request.kind,
+            request.tools,
+            request.tokens is None,
+        )
+        case = self._cases.get(key)
+        if case is None or not case.span.start <= request.at < case.span.end:
+            case = case_of(self.offer, request, enrollment)
+            if len(self._cases) >= CASES_CACHED_MAX:
+                self._cases.clear()
+            self._cases[key] = case
+        return charge_in(case, request, version)
+
+
 class Book:
     """What both meters know without asking: the offer, and the enrollment that each account had last."""
 
     def __init__(self, offer: Offer, assumed: Enrollment | None) -> None:
         self.offer = offer
         self.assumed = assumed
+        self._cases = Cases(offer)
         self._latest: dict[str, Change] = {}
 
     def charge(self, request: Request) -> Charge:
         """What to ask a store about this request."""
         change = self._latest.get(request.account)
         if change is None:
-            return charge_for(self.offer, request, self.assumed)
-        return charge_for(self.offer, request, change.enrollment, version=change.version)
+            return self._cases.charge(request, self.assumed, 0)
+        return self._cases.charge(request, change.enrollment, change.version)
 
     def learn(self, account: str, change: Change | None) -> None:
         """Remember the latest change of an account's enrollment."""
@@ -160,7 +188,8 @@ def read(request: Request, receipt: Receipt) -> Decision | RequestError:
         case Status.AHEAD:
             assert receipt.now is not None, "a refusal for time tells the store's"
             return RequestError(
-                "at", f"found {stamp(request.at)}, ahead of the store's clock, {stamp(receipt.now)}; nothing was written"
+                "at",
+                f"found {stamp(request.at)}, ahead of the store's clock, {stamp(receipt.now)}; nothing was written",
             )
         case Status.OUTDATED:
             raise AssertionError("an outdated charge is asked again, never answered")

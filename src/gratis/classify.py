@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
+
 from gratis.enrollment import is_eligible, shares, takes_part
-from gratis.model import Kind, Reason, Sharing, Terms, Unit
+from gratis.model import AT_MAX, Kind, Reason, Sharing, Terms, Unit, Window
+from gratis.offer import Group, Revision  # noqa: TC001 - fields of a struct
 from gratis.rule import Charge
 from gratis.window import Rolling, calendar_window, clip, rolling_window
 
@@ -19,21 +22,57 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from gratis.model import Enrollment, Request, Window
-    from gratis.offer import Group, Offer, Revision
+    from gratis.model import Enrollment, Request
+    from gratis.offer import Offer
+
+
+class Case(Struct, frozen=True):
+    """How requests alike in all but size and time are judged, as long as their time lies within `span`.
+
+    `window` is the calendar window of that span; None where windows roll, or no group covers the request.
+    """
+
+    terms: Terms
+    group: Group | None
+    span: Window
+    window: Window | None
+    revision: Revision | None
 
 
 def charge_for(offer: Offer, request: Request, enrollment: Enrollment | None, *, version: int = 0) -> Charge:
     """The charge of a request: under which terms, for how much, in which window."""
-    revision = offer.at(request.at)
+    return charge_in(case_of(offer, request, enrollment), request, version)
+
+
+def charge_in(case: Case, request: Request, version: int) -> Charge:
+    """The charge of a request that is such a case."""
+    group = case.group
+    if group is None:
+        return Charge(request, case.terms, version, 0, None, rolls=False)
+    taken = amount(group, request)
+    if case.window is not None:
+        return Charge(request, case.terms, version, taken, case.window, rolls=False)
+    assert case.revision is not None, "a group is a revision's"
+    return Charge(request, case.terms, version, taken, window_at(case.revision, request.at), rolls=True)
+
+
+def case_of(offer: Offer, request: Request, enrollment: Enrollment | None) -> Case:
+    """How a request is judged, and for how long one like it is judged alike."""
+    at = request.at
+    revision = offer.at(at)
     if revision is None:
         terms = Terms(offer.name, None, Reason.OFFER_NOT_IN_FORCE, enrollment)
-        return Charge(request, terms, version, 0, None, rolls=False)
+        return Case(terms, None, Window(at, at), None, None)
     terms, group = terms_for(offer, revision, request, enrollment)
-    if group is None:
-        return Charge(request, terms, version, 0, None, rolls=False)
-    rolls = isinstance(revision.window, Rolling)
-    return Charge(request, terms, version, amount(group, request), window_at(revision, request.at), rolls=rolls)
+    span = Window(revision.starts, revision.ends or AT_MAX)
+    if enrollment is not None:
+        for edge in (enrollment.starts, enrollment.ends):
+            if edge is not None:
+                span = clip(span, after=edge, before=None) if edge <= at else clip(span, after=None, before=edge)
+    if group is None or isinstance(revision.window, Rolling):
+        return Case(terms, group, span, None, revision)
+    window = window_at(revision, at)
+    return Case(terms, group, clip(span, after=window.start, before=window.end), window, revision)
 
 
 def terms_for(

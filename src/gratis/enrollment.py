@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from gratis.errors import EnrollmentError, RequestError
 from gratis.model import Change, Enrollment, Sharing, check_name

@@ -19,12 +19,14 @@ from gratis.model import (
     Durability,
     Enrollment,
     Entry,
+    Kind,
     Overage,
     Reason,
     Request,
     Terms,
     Unit,
     Window,
+    kind_of,
     stamp,
 )
 
@@ -65,9 +67,7 @@ DECISION_FIELDS = (
     "at",
     "replayed",
 )
-_RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", flags=re.ASCII
-)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", flags=re.ASCII)
 _MICROSECONDS = 7  # a point and six digits
 _loose = {name.replace("_", ""): name for name in REQUEST_FIELDS}
 
@@ -100,7 +100,7 @@ def request_of(line: object) -> Request:
         _check_spelling(line)
     for field in ("id", "model", "at"):
         if get(field) is None:
-            raise RequestError(field, f"missing; expected in every request: id, model, at")
+            raise RequestError(field, "missing; expected in every request: id, model, at")
     tools = get("tools")
     account, kind, cached = get("account"), get("kind"), get("cached_tokens")
     return Request(
@@ -111,7 +111,7 @@ def request_of(line: object) -> Request:
         output_tokens=get("output_tokens"),
         account="default" if account is None else account,
         project=get("project"),
-        kind="completion" if kind is None else kind,
+        kind=Kind.COMPLETION if kind is None else kind_of(kind),
         tools=() if tools is None else _tool_kinds(tools),
         cached_tokens=0 if cached is None else cached,
     )
@@ -216,8 +216,8 @@ def enrollment_line(enrollment: Enrollment) -> dict[str, Any]:
 
 def enrollment_of(line: Mapping[str, Any]) -> Enrollment:
     """An enrollment from its JSON."""
-    if unknown := line.keys() - set(Enrollment.__dataclass_fields__):
-        raise EnrollmentError(f"{sorted(unknown)[0]}: an unknown field; expected {', '.join(Enrollment.__dataclass_fields__)}")
+    if unknown := line.keys() - set(Enrollment.__struct_fields__):
+        raise EnrollmentError(f"{min(unknown)}: an unknown field; expected {', '.join(Enrollment.__struct_fields__)}")
     if "tier" not in line:
         raise EnrollmentError("tier: missing; expected the account's usage tier")
     starts, ends = line.get("starts"), line.get("ends")
@@ -294,7 +294,8 @@ def _tool_kinds(tools: object) -> tuple[str, ...]:
     """Tools as kinds, or as the objects that requests carry: their type is the kind."""
     if type(tools) is not list:
         raise RequestError("tools", f"found {tools!r:.60}; expected a list of kinds of tool")
-    return tuple(tool.get("type") if type(tool) is dict else tool for tool in tools)
+    kinds: list[Any] = [tool.get("type") if type(tool) is dict else tool for tool in tools]
+    return tuple(kinds)
 
 
 def _number(line: Mapping[str, Any], field: str) -> int | None:

@@ -10,12 +10,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from gratis import clock as system
-from gratis.book import Book, Explanation, Standing
+from gratis.book import Book, Explanation, Standing, read
 from gratis.errors import RequestError
 from gratis.ledger import Filter, select
 from gratis.offer import Offer
 from gratis.offers import DEFAULT_OFFER, load
-from gratis.stores import BATCH_MAX, Bounds
+from gratis.stores import BATCH_MAX, Bounds, Status
 from gratis.stores.gather import Gathered
 from gratis.stores.urls import DEFAULT_URL, open_store
 
@@ -45,7 +45,7 @@ class Meter:
         *,
         offer: str | Path | Offer = DEFAULT_OFFER,
         assume: Enrollment | None = None,
-        bounds: Bounds | None = Bounds(),  # noqa: B008 - frozen
+        bounds: Bounds | None = Bounds(),
         clock: Callable[[], datetime] = system.now,
     ) -> Self:
         """Open the store of a URL under an offer.
@@ -68,7 +68,11 @@ class Meter:
 
     def decide(self, request: Request) -> Decision:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
-        (outcome,) = self.decide_many((request,))
+        (receipt,) = self._store.apply((self._book.charge(request),))
+        if receipt.status is Status.OUTDATED:
+            (outcome,) = self.decide_many((request,))
+        else:
+            outcome = read(request, receipt)
         if isinstance(outcome, RequestError):
             raise outcome
         return outcome
@@ -149,7 +153,7 @@ class AsyncMeter:
         *,
         offer: str | Path | Offer = DEFAULT_OFFER,
         assume: Enrollment | None = None,
-        bounds: Bounds | None = Bounds(),  # noqa: B008 - frozen
+        bounds: Bounds | None = Bounds(),
         clock: Callable[[], datetime] = system.now,
     ) -> _Opening:
         """Open the store of a URL under an offer, by `async with`; what it takes is as in `Meter.open`."""
@@ -172,7 +176,11 @@ class AsyncMeter:
 
     async def decide(self, request: Request) -> Decision:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
-        (outcome,) = await self.decide_many((request,))
+        (receipt,) = await self._gathered.apply((self._book.charge(request),))
+        if receipt.status is Status.OUTDATED:
+            (outcome,) = await self.decide_many((request,))
+        else:
+            outcome = read(request, receipt)
         if isinstance(outcome, RequestError):
             raise outcome
         return outcome

@@ -1,15 +1,18 @@
 """The nouns: frozen values, each with its own invariants.
 
 Nothing here knows an offer, a store or a clock. What comes from outside is a `Request`, and it is
-checked here, once, before anything else sees it; all other values are made by Gratis itself.
+checked here, once, before anything else sees it; all other values are made by Gratis itself. They are
+frozen msgspec structs: a frozen dataclass says the same and takes eight times as long to make.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum, unique
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from gratis.errors import EnrollmentError, RequestError
 
@@ -115,8 +118,7 @@ class Durability(StrEnum):
 KINDS = {kind.value: kind for kind in Kind}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """One LLM call as the caller counted it.
 
     `at` is the caller's own time of the first attempt: a retry is the same request, so it keeps it.
@@ -143,7 +145,7 @@ class Request:
         _check_model(self.model)
         at = utc(self.at)
         if at is not self.at:
-            object.__setattr__(self, "at", at)
+            force_setattr(self, "at", at)
         given, made = self.input_tokens, self.output_tokens
         if given is not None and (type(given) is not int or not 0 <= given <= TOKENS_MAX):
             raise _bad_tokens("input_tokens", given)
@@ -152,17 +154,11 @@ class Request:
         if given is not None and made is not None and given + made > TOKENS_MAX:
             raise RequestError("tokens", f"{given + made} in all; expected at most {TOKENS_MAX}")
         if type(self.kind) is not Kind:
-            object.__setattr__(self, "kind", _kind(self.kind))
+            force_setattr(self, "kind", kind_of(self.kind))
         if self.tools != ():
-            object.__setattr__(self, "tools", _tools(self.tools))
-        cached = self.cached_tokens
-        if cached != 0 or type(cached) is not int:
-            if type(cached) is not int or not 0 <= cached <= TOKENS_MAX:
-                raise _bad_tokens("cached_tokens", cached)
-            if cached > (given or 0):
-                raise RequestError(
-                    "cached_tokens", f"{cached} are a part of input_tokens, of which there are {given or 0}"
-                )
+            force_setattr(self, "tools", _tools(self.tools))
+        if self.cached_tokens != 0 or type(self.cached_tokens) is not int:
+            _check_cached(self.cached_tokens, given or 0)
 
     @property
     def tokens(self) -> int | None:
@@ -174,16 +170,14 @@ class Request:
         return self.input_tokens + self.output_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True):
     """The span in which one allowance counts: `start` belongs to it, `end` to the next one."""
 
     start: datetime
     end: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Enrollment:
+class Enrollment(Struct, frozen=True, kw_only=True):
     """An account takes part in an offer: the facts on which eligibility rests.
 
     `starts` and `ends` bound it by the request's own time. `owners` are those who may change it; left empty,
@@ -203,9 +197,9 @@ class Enrollment:
         if type(self.tier) is not int or not 0 <= self.tier <= TIER_MAX:
             raise EnrollmentError(f"tier: found {self.tier!r}; expected a whole number from 0 to {TIER_MAX}")
         if type(self.sharing) is not Sharing:
-            object.__setattr__(self, "sharing", _sharing(self.sharing))
+            force_setattr(self, "sharing", _sharing(self.sharing))
         for field in ("projects", "owners"):
-            object.__setattr__(self, field, _names(field, getattr(self, field)))
+            force_setattr(self, field, _names(field, getattr(self, field)))
         if bool(self.projects) is not (self.sharing is Sharing.SELECTED):
             raise EnrollmentError(
                 f"projects: sharing is {self.sharing.value!r} with {len(self.projects)} projects;"
@@ -217,15 +211,14 @@ class Enrollment:
             check_name("plan", self.plan)
             for field in ("starts", "ends"):
                 if getattr(self, field) is not None:
-                    object.__setattr__(self, field, utc(getattr(self, field), field=field))
+                    force_setattr(self, field, utc(getattr(self, field), field=field))
         except RequestError as error:
             raise EnrollmentError(str(error)) from None
         if self.starts is not None and self.ends is not None and self.ends <= self.starts:
             raise EnrollmentError(f"ends: {stamp(self.ends)} is not after starts {stamp(self.starts)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """One change of an enrollment: what it became, who did it, when it was acknowledged."""
 
     version: int
@@ -234,8 +227,7 @@ class Change:
     enrollment: Enrollment
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Struct, frozen=True):
     """What a decision rests on: all that is known of a request before its window is looked at.
 
     With a `reason` the request is excluded, and no group covers it. `window` names the kind of window.
@@ -253,8 +245,7 @@ class Terms:
     window: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """The verdict on one request, with its reason, window and totals.
 
     A request that was judged against an allowance has a group, an allowance and totals; one that was excluded
@@ -351,8 +342,7 @@ class Decision:
         return None if self.window is None else self.window.end
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One line of the ledger: the decision, its place among all decisions, and when it was made."""
 
     entry: int
@@ -374,7 +364,9 @@ def utc(value: object, *, field: str = "at") -> datetime:
         except OverflowError:
             raise RequestError(field, f"found {value.isoformat()}; expected a time that UTC can express") from None
     if not AT_MIN <= instant < AT_MAX:
-        raise RequestError(field, f"found {instant.isoformat()}; expected a year from {AT_MIN.year} to {AT_MAX.year - 1}")
+        raise RequestError(
+            field, f"found {instant.isoformat()}; expected a year from {AT_MIN.year} to {AT_MAX.year - 1}"
+        )
     return instant
 
 
@@ -396,6 +388,14 @@ def check_name(field: str, value: object) -> None:
         raise RequestError(field, f"found {_shown(value)}; expected no control characters")
 
 
+def kind_of(value: object) -> Kind:
+    """The kind of request that this word names."""
+    kind = KINDS.get(value) if isinstance(value, str) else None
+    if kind is None:
+        raise RequestError("kind", f"found {_shown(value)}; expected one of {', '.join(KINDS)}")
+    return kind
+
+
 def _check_model(value: object) -> None:
     """Any text at all: a model that is not listed is billed, whatever it looks like."""
     if type(value) is not str:
@@ -413,15 +413,15 @@ def _encoded(field: str, value: str) -> bytes:
         raise RequestError(field, f"found {_shown(value)}, half of a surrogate pair; expected Unicode text") from None
 
 
+def _check_cached(cached: object, given: int) -> None:
+    if type(cached) is not int or not 0 <= cached <= TOKENS_MAX:
+        raise _bad_tokens("cached_tokens", cached)
+    if cached > given:
+        raise RequestError("cached_tokens", f"found {cached}, a part of input_tokens, of which there are {given}")
+
+
 def _bad_tokens(field: str, value: object) -> RequestError:
     return RequestError(field, f"found {_shown(value)}; expected a whole number from 0 to {TOKENS_MAX}")
-
-
-def _kind(value: Any) -> Kind:
-    kind = KINDS.get(value) if isinstance(value, str) else None
-    if kind is None:
-        raise RequestError("kind", f"found {_shown(value)}; expected one of {', '.join(KINDS)}")
-    return kind
 
 
 def _tools(value: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import UTC, date, datetime, time
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,17 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gratis.errors import OfferError
 from gratis.model import MODEL_BYTES_MAX, TIER_MAX, TOKENS_MAX, Counts, Kind, Overage, Reason, Unit
 from gratis.offer import Group, Offer, Revision
+from gratis.toml_key import line_of, shown
 from gratis.window import WEEKDAYS, Calendar, Rolling, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from pydantic_core import ErrorDetails
+
+    from gratis.toml_key import Key
 
 HOURS_MAX = 24 * 366
 EVERY_TIER = range(TIER_MAX + 1)
 
-type_of_key = tuple[str | int, ...]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 ModelId = Annotated[str, Field(min_length=1, max_length=MODEL_BYTES_MAX)]
 Line = Annotated[str, Field(min_length=1, max_length=400)]
@@ -126,23 +128,23 @@ def parse(text: str, *, file: str) -> Offer:
     return Offer(table.name, table.title, table.account, _revisions(table.revisions))
 
 
-def _check_revision(revision: _RevisionTable, key: type_of_key, fault: _Fault) -> None:
+def _check_revision(revision: _RevisionTable, key: Key, fault: _Fault) -> None:
     _check_window(revision.window, (*key, "window"), fault)
     _check_groups(revision, key, fault)
     _check_reasons(revision, key, fault)
     listed = {model for group in revision.groups.values() for model in group.models or ()}
     for alias, model in revision.aliases.items():
         if alias in listed:
-            raise fault(
-                (*key, "aliases", alias), f"{alias!r} is listed itself", "an alias that is no listed model"
-            )
+            raise fault((*key, "aliases", alias), f"{alias!r} is listed itself", "an alias that is no listed model")
         if model not in listed:
             raise fault(
-                (*key, "aliases", alias), f"{model!r} is in no group", "an alias of a model that a group lists"
+                (*key, "aliases", alias),
+                f"{model!r} is in no group",
+                "an alias of a model that a group lists",
             )
 
 
-def _check_window(window: _CalendarTable | _RollingTable, key: type_of_key, fault: _Fault) -> None:
+def _check_window(window: _CalendarTable | _RollingTable, key: Key, fault: _Fault) -> None:
     if isinstance(window, _RollingTable):
         return
     try:
@@ -153,7 +155,7 @@ def _check_window(window: _CalendarTable | _RollingTable, key: type_of_key, faul
         raise fault((*key, "week_starts"), f"span is {window.span!r}", "week_starts with span 'week', and only there")
 
 
-def _check_groups(revision: _RevisionTable, key: type_of_key, fault: _Fault) -> None:
+def _check_groups(revision: _RevisionTable, key: Key, fault: _Fault) -> None:
     owner: dict[str, str] = {}
     for name, group in revision.groups.items():
         here = (*key, "groups", name)
@@ -163,12 +165,7 @@ def _check_groups(revision: _RevisionTable, key: type_of_key, fault: _Fault) -> 
             raise fault((*here, "models"), "an empty list", "at least one model")
         if group.any_model and len(revision.groups) > 1:
             raise fault((*here, "any_model"), "more than one group", "a single group where any model is covered")
-        for place, model in enumerate(group.models or ()):
-            if model in owner:
-                raise fault(
-                    (*here, "models", place), f"{model!r} is in group {owner[model]!r} already", "a model in one group, once"
-                )
-            owner[model] = name
+        _check_models(group, name, owner, here, fault)
         for place, kind in enumerate(group.kinds or ()):
             if kind not in set(Kind):
                 raise fault((*here, "kinds", place), f"{kind!r}", f"one of {', '.join(Kind)}")
@@ -180,12 +177,24 @@ def _check_groups(revision: _RevisionTable, key: type_of_key, fault: _Fault) -> 
     for name in others:
         if set(_tiers(revision.groups[name].allowance, key, fault)) != tiers:
             raise fault(
-                (*key, "groups", name, "allowance"), f"other tiers than group {first!r}", "the same tiers in every group"
+                (*key, "groups", name, "allowance"),
+                f"other tiers than group {first!r}",
+                "the same tiers in every group",
             )
 
 
-def _check_reasons(revision: _RevisionTable, key: type_of_key, fault: _Fault) -> None:
-    reasons, here = revision.reasons, (*key, "reasons")
+def _check_models(group: _GroupTable, name: str, owner: dict[str, str], here: Key, fault: _Fault) -> None:
+    """Each model in one group, once; `owner` remembers the groups of those seen."""
+    for place, model in enumerate(group.models or ()):
+        if model in owner:
+            found = f"{model!r} is in group {owner[model]!r} already"
+            raise fault((*here, "models", place), found, "a model in one group, once")
+        owner[model] = name
+
+
+def _check_reasons(revision: _RevisionTable, key: Key, fault: _Fault) -> None:
+    reasons: list[str] = [*revision.reasons]
+    here = (*key, "reasons")
     for place, reason in enumerate(reasons):
         if reason in reasons[:place]:
             raise fault((*here, place), f"{reason!r} is there already", "each reason once")
@@ -194,9 +203,7 @@ def _check_reasons(revision: _RevisionTable, key: type_of_key, fault: _Fault) ->
         "not_enrolled": True,
         "model_not_listed": any(group.any_model is None or group.kinds is not None for group in groups),
         "unmeasured": any(group.unit == "tokens" for group in groups),
-        "account_not_eligible": any(
-            set(_tiers(group.allowance, here, fault)) != set(EVERY_TIER) for group in groups
-        ),
+        "account_not_eligible": any(set(_tiers(group.allowance, here, fault)) != set(EVERY_TIER) for group in groups),
     }
     for reason, needed in must.items():
         if needed and reason not in reasons:
@@ -212,7 +219,9 @@ def _check_reasons(revision: _RevisionTable, key: type_of_key, fault: _Fault) ->
             )
     if revision.zero_data_retention is not None and "account_not_eligible" not in reasons:
         raise fault(
-            (*key, "zero_data_retention"), "it is given", "it only where 'account_not_eligible' is among the reasons"
+            (*key, "zero_data_retention"),
+            "it is given",
+            "it only where 'account_not_eligible' is among the reasons",
         )
 
 
@@ -232,7 +241,7 @@ def _check_order(revisions: Sequence[_RevisionTable], fault: _Fault) -> None:
             )
 
 
-def _tiers(allowance: int | dict[str, int], key: type_of_key, fault: _Fault) -> dict[int, int]:
+def _tiers(allowance: int | dict[str, int], key: Key, fault: _Fault) -> dict[int, int]:
     """The allowance by tier; a key is one tier ("3") or a span of tiers ("1-2")."""
     if isinstance(allowance, int):
         return dict.fromkeys(EVERY_TIER, allowance)
@@ -323,7 +332,7 @@ class _Fault:
         self._text = text
         self._file = file
 
-    def __call__(self, key: type_of_key, found: str, expected: str) -> OfferError:
+    def __call__(self, key: Key, found: str, expected: str) -> OfferError:
         return OfferError(
             file=self._file, line=line_of(self._text, key), key=shown(key), expected=expected, found=found
         )
@@ -346,60 +355,3 @@ class _Fault:
 
 
 UNION_BRANCHES = frozenset({"calendar", "rolling", "int", "constrained-int", "dict[str,constrained-int]"})
-
-
-def shown(key: type_of_key) -> str:
-    """A key as people write it: revisions[2].groups.1M."""
-    text = ""
-    for part in key:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "the file"
-
-
-def line_of(text: str, key: type_of_key) -> int:
-    """The line on which a key stands, or else the nearest table around it that has a line."""
-    lines = dict(_keys(text))
-    while key and key not in lines:
-        key = key[:-1]
-    return lines.get(key, 1)
-
-
-def _keys(text: str) -> Iterator[tuple[type_of_key, int]]:
-    """Each key of a TOML text with its line, as far as the files of offers go: tables, lists, inline tables."""
-    table: type_of_key = ()
-    counts: dict[type_of_key, int] = {}
-    inside: type_of_key | None = None
-    items = 0
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.strip()
-        if inside is not None:
-            for _ in re.finditer(STRING, line.split("#")[0]):
-                yield (*inside, items), number
-                items += 1
-            inside = None if line.split("#")[0].rstrip().endswith("]") else inside
-        elif header := re.fullmatch(r"(\[{1,2})([^\[\]]+)\]{1,2}\s*(?:#.*)?", line):
-            table = ()
-            parts = [part.strip("\"' ") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", header[2])]
-            for place, part in enumerate(parts):
-                table = (*table, part)
-                if header[1] == "[[" and place == len(parts) - 1:
-                    counts[table] = counts.get(table, -1) + 1
-                if table in counts:
-                    table = (*table, counts[table])
-            yield table, number
-        elif pair := re.match(r"(\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]+)\s*=\s*(.*)", line):
-            key = (*table, pair[1].strip("\"'"))
-            yield key, number
-            value = pair[2]
-            if value.startswith("["):
-                items = 0
-                for _ in re.finditer(STRING, value):
-                    yield (*key, items), number
-                    items += 1
-                inside = None if value.split("#")[0].rstrip().endswith("]") else key
-            elif value.startswith("{"):
-                for inner in re.findall(r"[{,]\s*(\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]+)\s*=", value):
-                    yield (*key, inner.strip("\"'")), number
-
-
-STRING = r"\"[^\"]*\"|'[^']*'"

@@ -11,8 +11,9 @@ knows no store and no clock: it takes what a store holds of one window, and give
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from gratis.model import Counts, Decision, Durability, Overage, Reason, Request, Terms, Window
 
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-@dataclass(slots=True)
-class Charge:
+class Charge(Struct, frozen=True):
     """What a store is asked to apply, once.
 
     `amount` is what the request would take of its allowance. `window` is the one in which it falls; with `rolls`
@@ -36,7 +36,7 @@ class Charge:
     rolls: bool
 
 
-class Tally(NamedTuple):
+class Tally(Struct, frozen=True):
     """What a store keeps of one window: free tokens taken so far, and how many decisions."""
 
     window: Window

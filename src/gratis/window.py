@@ -6,10 +6,11 @@ opens at a request, so where it stands is a store's to know; here is only how lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum, unique
 from zoneinfo import ZoneInfo
+
+from msgspec import Struct
 
 from gratis.model import Window
 
@@ -28,8 +29,7 @@ class Span(StrEnum):
     MONTH = "month"
 
 
-@dataclass(frozen=True, slots=True)
-class Calendar:
+class Calendar(Struct, frozen=True):
     """A day, week or month of a zone's calendar; `week_starts` counts from Monday, 0."""
 
     span: Span
@@ -41,8 +41,7 @@ class Calendar:
         return f"{self.span} {self.zone}{week}"
 
 
-@dataclass(frozen=True, slots=True)
-class Rolling:
+class Rolling(Struct, frozen=True):
     """So many hours from the first request with a free token after the last window ended."""
 
     hours: int

@@ -7,10 +7,12 @@ A new store is one class with these methods; `gratis.testing` proves that it beh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, auto, unique
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,8 +35,7 @@ CONFLICT_FIELDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Struct, frozen=True):
     """How far a request's time may lie from the store's clock. Replays of old data run with no bounds.
 
     `keep` is how long a window is kept after its end; later its requests are too late. `ahead` is how far beyond
@@ -56,7 +57,7 @@ class Status(Enum):
     OUTDATED = auto()
 
 
-class Receipt(NamedTuple):
+class Receipt(Struct, frozen=True):
     """What a store did with one charge.
 
     DECIDED and REPLAYED carry the decision, CONFLICT the first one and the field that differs, AHEAD the store's
@@ -118,20 +119,4 @@ def repeat(request: Request, first: Decision) -> Receipt:
     for field in CONFLICT_FIELDS:
         if getattr(request, field) != getattr(first.request, field):
             return Receipt(Status.CONFLICT, first, field)
-    return Receipt(Status.REPLAYED, replayed(first))
-
-
-def replayed(first: Decision) -> Decision:
-    """The decision again, marked."""
-    return type(first)(
-        first.request,
-        first.terms,
-        first.reason,
-        first.free_tokens,
-        first.used,
-        first.total,
-        first.window,
-        first.seq,
-        first.durability,
-        replayed=True,
-    )
+    return Receipt(Status.REPLAYED, replace(first, replayed=True))

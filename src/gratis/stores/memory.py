@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -41,12 +40,12 @@ class MemoryStore:
     durability = Durability.VOLATILE
     is_instant = True
 
-    def __init__(self, *, clock: Callable[[], datetime] = system.now, bounds: Bounds | None = Bounds()) -> None:  # noqa: B008 - frozen
+    def __init__(self, *, clock: Callable[[], datetime] = system.now, bounds: Bounds | None = Bounds()) -> None:
         self._clock = clock
         self._bounds = bounds
         self._lock = Lock()
         self._accounts: dict[tuple[str, str], _Account] = {}
-        self._ledger: list[Entry] = []
+        self._ledger: list[tuple[datetime, Decision]] = []
         self._open = True
 
     def now(self) -> datetime:
@@ -93,7 +92,7 @@ class MemoryStore:
             tallies[after.window.start] = after
             account.tallies[terms.group or "", terms.window] = tallies
         account.decisions[request.id] = decision
-        self._ledger.append(Entry(len(self._ledger) + 1, now, decision))
+        self._ledger.append((now, decision))
         return Receipt(Status.DECIDED, decision)
 
     def enroll(
@@ -129,11 +128,12 @@ class MemoryStore:
         while True:
             with self._lock:
                 last = len(self._ledger) if upto is None else min(upto, len(self._ledger))
-                page = list(islice(self._ledger, after, min(after + PAGE, last)))
+                page = self._ledger[after : min(after + PAGE, last)]
             if not page:
                 return
-            yield from page
-            after += len(page)
+            for now, decision in page:
+                after += 1
+                yield Entry(after, now, decision)
 
     def accounts(self) -> list[tuple[str, str]]:
         """Offer and name of each account that the store knows."""

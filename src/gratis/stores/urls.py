@@ -25,7 +25,7 @@ def open_store(
     url: str,
     *,
     clock: Callable[[], datetime] = system.now,
-    bounds: Bounds | None = Bounds(),  # noqa: B008 - frozen
+    bounds: Bounds | None = Bounds(),
 ) -> Store:
     """Open the store that a URL names."""
     parts = urlsplit(url)

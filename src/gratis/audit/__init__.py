@@ -1,0 +1,1 @@
+"""Proofs: what the pure rule says of a request log, and of a ledger."""

@@ -1,0 +1,171 @@
+"""A ledger replayed through the pure rule; what does not follow is a finding.
+
+Each entry is judged anew from what it carries (request, enrollment, reading) and from the offer, on top of what
+the entry before it in its window says was used. So one wrong entry is one finding, not one for all that follow.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum, unique
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from gratis.audit.replay import Tallies
+from gratis.audit.seen import Seen
+from gratis.classify import charge_for
+from gratis.lines import decision_line
+from gratis.model import Reason
+from gratis.rule import Tally, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from gratis.model import Decision, Entry
+    from gratis.offer import Offer
+
+
+@unique
+class FindingKind(StrEnum):
+    """What can be wrong with a ledger."""
+
+    UNREADABLE = "unreadable"
+    OFFER_UNKNOWN = "offer_unknown"
+    ENTRY_GAP = "entry_gap"
+    ENTRY_REPEATED = "entry_repeated"
+    DECIDED_TWICE = "decided_twice"
+    WRONG_TERMS = "wrong_terms"
+    WRONG_REASON = "wrong_reason"
+    NEEDLESS_BILLING = "needless_billing"
+    WRONGLY_FREE = "wrongly_free"
+    SEQ_GAP = "seq_gap"
+    SEQ_REPEATED = "seq_repeated"
+    WRONG_WINDOW = "wrong_window"
+    WRONG_TOTALS = "wrong_totals"
+    COUNTER_DIFFERS = "counter_differs"
+
+
+class Finding(Struct, frozen=True):
+    """One thing that does not follow: what it is, where, what was found, and what the rule gives."""
+
+    kind: FindingKind
+    entry: int | None
+    account: str | None
+    id: str | None
+    field: str
+    found: Any
+    expected: Any
+
+
+class Unreadable(Struct, frozen=True):
+    """A place of a ledger that could not be read."""
+
+    line: int
+    message: str
+
+
+class Audit:
+    """Folds entries, in order; afterwards `counters` compares what a store says of its windows."""
+
+    def __init__(self, offer_named: Callable[[str], Offer | None]) -> None:
+        self._offer_named = offer_named
+        self._tallies = Tallies()
+        self._last: dict[tuple[str, str, str, str, Any], Tally] = {}
+        self._seen = Seen()
+        self._entry = 0
+        self.entries = 0
+
+    def findings(self, entries: Iterable[Entry | Unreadable]) -> Iterator[Finding]:
+        """What does not follow, entry by entry."""
+        for entry in entries:
+            self.entries += 1
+            if isinstance(entry, Unreadable):
+                yield Finding(
+                    FindingKind.UNREADABLE, None, None, None, f"line {entry.line}", entry.message, "a ledger entry"
+                )
+            else:
+                yield from self._check(entry)
+        self._seen.close()
+
+    def counters(self, offer: str, account: str, counters: Iterable[tuple[str, str, Tally]]) -> Iterator[Finding]:
+        """What a store says of an account's windows that its ledger does not."""
+        ours = {key[2:]: tally for key, tally in self._last.items() if key[:2] == (offer, account)}
+        for group, kind, tally in counters:
+            expected = ours.pop((group, kind, tally.window.start), None)
+            if expected != tally:
+                yield _counter(account, group, tally, expected)
+        for (group, _, _), expected in ours.items():
+            yield _counter(account, group, None, expected)
+
+    def _check(self, entry: Entry) -> Iterator[Finding]:
+        decision = entry.decision
+        if entry.entry != self._entry + 1:
+            kind = FindingKind.ENTRY_GAP if entry.entry > self._entry else FindingKind.ENTRY_REPEATED
+            yield _finding(kind, entry, "entry", entry.entry, self._entry + 1)
+        self._entry = entry.entry
+        first = self._seen.get(decision.account, decision.id)
+        if first is not None and first.offer == decision.offer:
+            yield _finding(FindingKind.DECIDED_TWICE, entry, "id", decision.id, "an id not decided before")
+        elif first is None:
+            self._seen.put(decision)
+        offer = self._offer_named(decision.offer)
+        if offer is None:
+            yield _finding(FindingKind.OFFER_UNKNOWN, entry, "offer", decision.offer, "an offer that is known")
+            return
+        yield from self._judge(entry, offer)
+
+    def _judge(self, entry: Entry, offer: Offer) -> Iterator[Finding]:
+        found, terms = entry.decision, entry.decision.terms
+        if terms.reason is None:
+            offer = offer.reading(counts=terms.counts, overage=terms.overage)
+        charge = charge_for(offer, found.request, terms.enrollment)
+        if charge.terms != terms:
+            yield _finding(FindingKind.WRONG_TERMS, entry, "terms", _plain(terms), _plain(charge.terms))
+        before = self._tallies.of(charge)
+        # Whether a window was still kept is the store's to know; the fold only asks whether it had ended.
+        kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
+        expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)
+        yield from _differences(entry, expected)
+        if found.window is not None and found.seq is not None and found.used is not None:
+            tally = Tally(found.window, found.used, found.seq)
+            self._tallies.put(charge, tally)
+            group = terms.group or ""
+            self._last[found.offer, found.account, group, terms.window, found.window.start] = tally
+        elif after is not None:
+            self._tallies.put(charge, after)
+
+
+def _differences(entry: Entry, expected: Decision) -> Iterator[Finding]:
+    found = entry.decision
+    if found.is_free is not expected.is_free:
+        kind = FindingKind.WRONGLY_FREE if found.is_free else FindingKind.NEEDLESS_BILLING
+        yield _finding(kind, entry, "verdict", found.verdict, expected.verdict)
+    elif found.reason is not expected.reason:
+        yield _finding(FindingKind.WRONG_REASON, entry, "reason", found.reason, expected.reason)
+    if found.seq != expected.seq:
+        is_gap = found.seq is not None and expected.seq is not None and found.seq > expected.seq
+        kind = FindingKind.SEQ_GAP if is_gap else FindingKind.SEQ_REPEATED
+        yield _finding(kind, entry, "seq", found.seq, expected.seq)
+    ours, theirs = decision_line(expected), decision_line(found)
+    kinds = {
+        FindingKind.WRONG_WINDOW: ("window_start", "window_end"),
+        FindingKind.WRONG_TOTALS: ("free_tokens", "used", "total"),
+    }
+    for kind, fields in kinds.items():
+        for field in fields:
+            if theirs[field] != ours[field]:
+                yield _finding(kind, entry, field, theirs[field], ours[field])
+
+
+def _finding(kind: FindingKind, entry: Entry, field: str, found: object, expected: object) -> Finding:
+    return Finding(kind, entry.entry, entry.decision.account, entry.decision.id, field, found, expected)
+
+
+def _counter(account: str, group: str, found: Tally | None, expected: Tally | None) -> Finding:
+    return Finding(
+        FindingKind.COUNTER_DIFFERS, None, account, None, f"window of {group}", _plain(found), _plain(expected)
+    )
+
+
+def _plain(value: Any) -> Any:
+    return None if value is None else {name: getattr(value, name) for name in value.__struct_fields__}

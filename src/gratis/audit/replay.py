@@ -1,0 +1,89 @@
+"""A request log judged in order, by the pure rule, under any revision and any reading; nothing is kept.
+
+No bounds apply: old data is judged as it was. What is remembered is one tally a window, and the ids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gratis.audit.seen import Seen
+from gratis.book import Cases
+from gratis.errors import Conflict
+from gratis.rule import Tally, decide
+from gratis.stores import Status, repeat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from gratis.model import Change, Decision, Enrollment, Request
+    from gratis.offer import Offer
+    from gratis.rule import Charge
+
+
+class Tallies:
+    """The tally of each window that a fold has come across."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[tuple[str, str, str | None, str, datetime | None], Tally] = {}
+
+    def of(self, charge: Charge) -> Tally | None:
+        """The tally of a charge's window, or of the last one opened where windows roll."""
+        return self._tallies.get(_key(charge))
+
+    def put(self, charge: Charge, tally: Tally) -> None:
+        """What to hold after the charge."""
+        self._tallies[_key(charge)] = tally
+
+
+class Replay:
+    """Judges requests one after another. `changes` is the history of each account's enrollment, oldest first;
+    an account without one is taken to have the enrollment `assume`.
+    """
+
+    def __init__(
+        self, offer: Offer, *, assume: Enrollment | None = None, changes: Mapping[str, Sequence[Change]] | None = None
+    ) -> None:
+        self._cases = Cases(offer)
+        self._assume = assume
+        self._changes = changes or {}
+        self._tallies = Tallies()
+        self._seen = Seen()
+
+    def decide(self, request: Request) -> Decision:
+        """Decide the next request of the log."""
+        first = self._seen.get(request.account, request.id)
+        if first is not None:
+            return _again(request, first)
+        changes = self._changes.get(request.account)
+        if changes:
+            past = [change for change in changes if change.at <= request.at]
+            version = len(past)
+            charge = self._cases.charge(request, past[-1].enrollment if past else None, version)
+        else:
+            charge = self._cases.charge(request, self._assume, 0)
+        decision, after = decide(charge, self._tallies.of(charge))
+        if after is not None:
+            self._tallies.put(charge, after)
+        self._seen.put(decision)
+        return decision
+
+    def close(self) -> None:
+        """Give back what the ids took."""
+        self._seen.close()
+
+
+def _key(charge: Charge) -> tuple[str, str, str | None, str, datetime | None]:
+    terms = charge.terms
+    start = None if charge.rolls or charge.window is None else charge.window.start
+    return terms.offer, charge.request.account, terms.group, terms.window, start
+
+
+def _again(request: Request, first: Decision) -> Decision:
+    receipt = repeat(request, first)
+    assert receipt.decision is not None, "a repeat carries the first decision"
+    if receipt.status is Status.CONFLICT:
+        assert receipt.field is not None, "a conflict names the field"
+        raise Conflict(receipt.field, receipt.decision)
+    return receipt.decision

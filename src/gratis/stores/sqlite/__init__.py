@@ -1,0 +1,6 @@
+"""One machine, durable: the embedded default. `store.py` is the store, `file.py` its file, `work.py` its rows."""
+
+from gratis.stores.sqlite.file import Synchronous
+from gratis.stores.sqlite.store import WAIT_S, SQLiteStore
+
+__all__ = ["WAIT_S", "SQLiteStore", "Synchronous"]

@@ -1,0 +1,206 @@
+"""The file of a SQLite store: opened, checked, and changed in transactions.
+
+Every write is one `BEGIN IMMEDIATE` transaction: it holds the file's write lock before it reads, so no other
+writer comes between (an ordinary transaction that reads first loses updates, or fails at once as "locked").
+What SQLite says of a failure is put into our words here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import contextmanager, suppress
+from enum import StrEnum, unique
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+APPLICATION_ID = 0x67726174  # "grat"
+SCHEMA = 1
+SWITCH_PAUSE_S = 0.005
+CHECK_WHOLE_BYTES_MAX = 64 << 20
+CHECK_ENTRIES = 1_000
+_LEFT_BEHIND: list[sqlite3.Connection] = []
+
+_CHECK_COUNTERS = (
+    "SELECT w.window, w.used, w.seq, l.used, l.seq FROM windows w JOIN"
+    " (SELECT window, used, max(seq) AS seq FROM"
+    "   (SELECT window, used, seq FROM ledger ORDER BY entry DESC LIMIT ?)"
+    "  WHERE window IS NOT NULL GROUP BY window) l ON l.window = w.window"
+    " WHERE w.used <> l.used OR w.seq <> l.seq LIMIT 1"
+)
+
+
+@unique
+class Synchronous(StrEnum):
+    """When a commit waits for the disk, in SQLite's words."""
+
+    FULL = "full"
+    NORMAL = "normal"
+    OFF = "off"
+
+
+class File:
+    """One process's hold on the file: the connection that writes, and others that only read."""
+
+    def __init__(self, path: Path, *, synchronous: Synchronous, wait_s: float) -> None:
+        self.path = path
+        self._synchronous = synchronous
+        self._wait_s = wait_s
+        self._connection: sqlite3.Connection | None = self._open()
+
+    def connection(self) -> sqlite3.Connection:
+        """The connection that writes; a closed file has none."""
+        if self._connection is None:
+            raise StoreError(f"{self.path}: this store is closed")
+        return self._connection
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection of one's own."""
+        connection = sqlite3.connect(
+            self.path, timeout=self._wait_s, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        connection.execute(f"PRAGMA synchronous = {self._synchronous.value}")
+        return connection
+
+    def reopen(self) -> None:
+        """Open it anew after a fork: a connection must not cross one, and its parent's must not be closed."""
+        if self._connection is not None:
+            _LEFT_BEHIND.append(self._connection)
+            self._connection = self.connect()
+
+    def close(self) -> None:
+        """Close the file; what was acknowledged is in it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that holds the write lock from its first statement to its commit."""
+        connection = self.connection()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise NotExecuted(f"{self.path}: no write lock within {self._wait_s:g} s: {error}") from error
+        try:
+            yield connection
+        except BaseException as error:
+            _roll_back(connection)
+            if isinstance(error, sqlite3.Error):
+                raise NotExecuted(f"{self.path}: {error}; nothing was written") from error
+            raise
+        try:
+            connection.execute("COMMIT")
+        except BaseException as error:
+            undone = connection.in_transaction
+            _roll_back(connection)
+            if undone:
+                raise NotExecuted(f"{self.path}: the commit failed: {error}; nothing was written") from error
+            raise OutcomeUnknown(f"{self.path}: the commit broke off: {error}; ask again with the same ids") from error
+
+    @contextmanager
+    def reading(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        """One consistent view of the file."""
+        try:
+            connection.execute("BEGIN")
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+        try:
+            yield connection
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+        finally:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+
+    def _open(self) -> sqlite3.Connection:
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise StoreError(
+                f"{self.path}: there is no folder {str(folder)!r}; sqlite:///NAME is relative to the working folder,"
+                " sqlite:////FOLDER/NAME is absolute"
+            )
+        try:
+            connection = self.connect()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: cannot be opened: {error}") from error
+        try:
+            self._prepare(connection)
+        except sqlite3.Error as error:
+            connection.close()
+            raise StoreError(f"{self.path}: cannot be used: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Create the schema in an empty file; refuse what is foreign, newer, or damaged."""
+        mode = self._use_wal(connection)
+        if mode != "wal":
+            raise StoreError(f"{self.path}: no write-ahead log on this file system (journal mode is {mode!r})")
+        connection.execute("BEGIN IMMEDIATE")
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (schema,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables == 0 and application == 0:
+            for statement in _statements((files("gratis.stores.sqlite") / "schema.sql").read_text(encoding="utf-8")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        elif application != APPLICATION_ID:
+            connection.execute("ROLLBACK")
+            raise StoreError(f"{self.path}: a SQLite file of another program; expected a Gratis store or a new file")
+        elif schema > SCHEMA:
+            connection.execute("ROLLBACK")
+            raise StoreError(
+                f"{self.path}: written by a newer Gratis (schema {schema}, this one knows {SCHEMA}): upgrade Gratis"
+            )
+        connection.execute("COMMIT")
+        self._check(connection)
+
+    def _use_wal(self, connection: sqlite3.Connection) -> object:
+        """Switch to the write-ahead log; unlike a transaction, the switch does not wait for others by itself."""
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            try:
+                return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(SWITCH_PAUSE_S)
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Refuse a file that is damaged, or whose counters do not follow from its ledger."""
+        if self.path.stat().st_size <= CHECK_WHOLE_BYTES_MAX:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise StoreError(f"{self.path}: damaged: {found}; restore it, or rebuild it from a ledger")
+        row = connection.execute(_CHECK_COUNTERS, (CHECK_ENTRIES,)).fetchone()
+        if row is not None:
+            window, used, seq, ledger_used, ledger_seq = row
+            raise StoreError(
+                f"{self.path}: window {window} is in doubt: its counter says used {used} at seq {seq}, its ledger"
+                f" used {ledger_used} at seq {ledger_seq}; nothing is decided until that is repaired (`gratis audit`)"
+            )
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    with suppress(sqlite3.Error):
+        connection.execute("ROLLBACK")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script, one by one, so that all run in the caller's transaction."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

@@ -1,0 +1,206 @@
+"""One machine, durable: a file that several processes and threads may use at once.
+
+Threads that wait are served together: whoever gets the lock applies the charges of all, in one commit.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from gratis import clock as system
+from gratis.errors import GratisError, OutcomeUnknown
+from gratis.model import Durability
+from gratis.stores import BATCH_MAX, Bounds
+from gratis.stores.sqlite.file import File, Synchronous
+from gratis.stores.sqlite.work import Keys, Work
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from gratis.model import Change, Enrollment, Entry
+    from gratis.offer import Revision
+    from gratis.rule import Charge, Tally
+    from gratis.stores import Receipt
+
+WAIT_S = 60.0
+PAGE = 1_000
+ENTRY_MAX = (1 << 63) - 1
+
+DURABILITY = {
+    Synchronous.FULL: Durability.SYNCED,
+    Synchronous.NORMAL: Durability.JOURNALED,
+    Synchronous.OFF: Durability.VOLATILE,
+}
+
+
+class SQLiteStore:
+    """A store in one SQLite file."""
+
+    is_instant = False
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        clock: Callable[[], datetime] = system.now,
+        bounds: Bounds | None = Bounds(),
+        synchronous: Synchronous = Synchronous.FULL,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self.durability = DURABILITY[synchronous]
+        self._file = File(Path(path), synchronous=synchronous, wait_s=wait_s)
+        self._clock = clock
+        self._bounds = bounds
+        self._lock = Lock()
+        self._waiting: deque[_Turn] = deque()
+        self._keys = Keys()
+        _STORES.add(self)
+
+    def now(self) -> datetime:
+        """The store's clock."""
+        return self._clock()
+
+    def apply(self, charges: Sequence[Charge], *, dry: bool = False) -> list[Receipt]:
+        """Apply each charge once, in order; with `dry`, say what would happen and write nothing."""
+        if dry:
+            with self._reading() as work:
+                return work.run(charges, self._clock(), dry=True)
+        turn = _Turn(charges)
+        self._waiting.append(turn)
+        with self._lock:
+            if not turn.is_over:
+                self._serve()
+        return turn.result()
+
+    def _serve(self) -> None:
+        """Apply what every waiting thread asked for, in one transaction."""
+        turns: list[_Turn] = []
+        size = 0
+        while self._waiting and (not turns or size + len(self._waiting[0].charges) <= BATCH_MAX):
+            turns.append(self._waiting.popleft())
+            size += len(turns[-1].charges)
+        try:
+            with self._writing() as work:
+                receipts = work.run([charge for turn in turns for charge in turn.charges], self._clock(), dry=False)
+        except BaseException as error:
+            for turn in turns:
+                turn.fail(error)
+            if not isinstance(error, GratisError):
+                raise
+            return
+        place = 0
+        for turn in turns:
+            turn.end(receipts[place : place + len(turn.charges)])
+            place += len(turn.charges)
+
+    def enroll(
+        self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None
+    ) -> Change:
+        """Change an account's enrollment."""
+        with self._lock, self._writing() as work:
+            return work.enroll(offer, account, enrollment, actor=actor, now=self._clock(), revision=revision)
+
+    def enrollments(self, offer: str, account: str) -> list[Change]:
+        """Every change of an account's enrollment, oldest first."""
+        with self._reading() as work:
+            return work.enrollments(offer, account)
+
+    def tallies(self, offer: str, account: str, *, at: datetime | None = None) -> list[tuple[str, str, Tally]]:
+        """Group, kind of window and tally of each window of an account, or of those open at an instant."""
+        with self._reading() as work:
+            return work.tallies(offer, account, at)
+
+    def accounts(self) -> list[tuple[str, str]]:
+        """Offer and name of each account that the store knows."""
+        with self._lock, self._file.reading(self._file.connection()) as connection:
+            return list(connection.execute("SELECT offer, name FROM accounts ORDER BY account"))
+
+    def entries(self, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
+        """The ledger from behind an entry on, in order; each page is one short read, so that nobody waits."""
+        self._file.connection()
+        connection = self._file.connect()
+        keys = Keys()
+        try:
+            while True:
+                with self._file.reading(connection):
+                    work = self._work(connection, keys)
+                    page = work.entries(after=after, upto=ENTRY_MAX if upto is None else upto, most=PAGE)
+                if not page:
+                    return
+                yield from page
+                after = page[-1].entry
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the file; what was acknowledged is in it."""
+        with self._lock:
+            self._file.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: nobody else holds the lock or waits here."""
+        self._lock = Lock()
+        self._waiting.clear()
+        self._file.reopen()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Work]:
+        try:
+            with self._file.writing() as connection:
+                yield self._work(connection, self._keys)
+        except BaseException:
+            self._keys.forget()
+            raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[Work]:
+        with self._lock, self._file.reading(self._file.connection()) as connection:
+            yield self._work(connection, self._keys)
+
+    def _work(self, connection: sqlite3.Connection, keys: Keys) -> Work:
+        return Work(connection, keys, durability=self.durability, bounds=self._bounds)
+
+
+class _Turn:
+    """What one thread waits for."""
+
+    def __init__(self, charges: Sequence[Charge]) -> None:
+        self.charges = charges
+        self.is_over = False
+        self._receipts: list[Receipt] = []
+        self._error: BaseException | None = None
+
+    def end(self, receipts: list[Receipt]) -> None:
+        self._receipts = receipts
+        self.is_over = True
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self.is_over = True
+
+    def result(self) -> list[Receipt]:
+        if self._error is None:
+            return self._receipts
+        if isinstance(self._error, GratisError):
+            raise type(self._error)(*self._error.args) from self._error
+        raise OutcomeUnknown(f"another thread's turn broke off: {self._error!r}") from self._error
+
+
+_STORES: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_STORES):
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,301 @@
+"""One transaction's work on a SQLite store, and its rows.
+
+The rule is Python's, called inside the transaction. What the work read is read once, and what it changed is
+written at its end; the keys that stand for accounts and terms never change, so they are remembered between.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from gratis.enrollment import change
+from gratis.lines import decode, encode, enrollment_line, enrollment_of, terms_line, terms_of
+from gratis.model import EPOCH, Change, Decision, Entry, Kind, Reason, Request, Window
+from gratis.rule import Tally, decide
+from gratis.stores import Receipt, Status, repeat
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from gratis.model import Durability, Enrollment, Terms
+    from gratis.offer import Revision
+    from gratis.rule import Charge
+    from gratis.stores import Bounds
+
+TERMS_CACHED_MAX = 10_000
+
+_FIND_ACCOUNT = "SELECT account FROM accounts WHERE offer = ? AND name = ?"
+_FIND_ID = (
+    "SELECT a.version, l.entry FROM accounts a LEFT JOIN ledger l ON l.account = a.account AND l.id = ?"
+    " WHERE a.account = ?"
+)
+_FIND_CALENDAR = (
+    'SELECT window, start, end, used, seq FROM windows WHERE account = ? AND "group" = ? AND kind = ? AND start = ?'
+)
+_FIND_ROLLING = (
+    'SELECT window, start, end, used, seq FROM windows WHERE account = ? AND "group" = ? AND kind = ?'
+    " ORDER BY start DESC LIMIT 1"
+)
+_ADD_WINDOW = 'INSERT INTO windows (account, "group", kind, start, end, used, seq) VALUES (?, ?, ?, ?, ?, ?, ?)'
+_SET_WINDOW = "UPDATE windows SET used = ?, seq = ? WHERE window = ?"
+_ADD_ENTRY = (
+    "INSERT INTO ledger (account, id, terms, model, project, input_tokens, output_tokens, cached_tokens, kind, tools,"
+    " at, reason, free_tokens, used, total, window, seq, decided_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_ADD_CHANGE = "INSERT INTO enrollments VALUES (?, ?, ?, ?, ?)"
+_GET_CHANGES = "SELECT version, at, actor, enrollment FROM enrollments WHERE account = ? ORDER BY version"
+_GET_TALLIES = (
+    'SELECT "group", w.kind, start, end, used, seq FROM windows w JOIN accounts a ON a.account = w.account'
+    " WHERE a.offer = ? AND a.name = ? AND (? IS NULL OR (start <= ? AND ? < end))"
+    ' ORDER BY "group", w.kind, start'
+)
+_GET_ENTRIES = (
+    "SELECT l.entry, a.name, l.id, l.terms, l.model, l.project, l.input_tokens, l.output_tokens, l.cached_tokens,"
+    " l.kind, l.tools, l.at, l.reason, l.free_tokens, l.used, l.total, w.start, w.end, l.seq, l.decided_at"
+    " FROM ledger l JOIN accounts a ON a.account = l.account LEFT JOIN windows w ON w.window = l.window WHERE "
+)
+
+
+class Keys:
+    """The keys by which rows name accounts and terms; forgotten when a transaction is rolled back."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[tuple[str, str], int] = {}
+        self.terms: dict[Terms, int] = {}
+        self.by_key: dict[int, Terms] = {}
+
+    def forget(self) -> None:
+        """Forget them: some may stand for rows that never came to be."""
+        self.accounts.clear()
+        self.terms.clear()
+        self.by_key.clear()
+
+
+class Work:
+    """One transaction's work: what it read is read once, what it changed is written at the end."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, keys: Keys, *, durability: Durability, bounds: Bounds | None
+    ) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._durability = durability
+        self._bounds = bounds
+        self._tallies: dict[tuple[Any, ...], tuple[int | None, Tally | None]] = {}
+        self._changed: dict[int, Tally] = {}
+        self._decided: dict[tuple[int | None, str], Decision] = {}
+        self._rows: list[tuple[Any, ...]] = []
+
+    def run(self, charges: Sequence[Charge], now: datetime, *, dry: bool) -> list[Receipt]:
+        """Apply each charge, in order."""
+        receipts = [self._apply(charge, now, dry=dry) for charge in charges]
+        if self._rows:
+            self._connection.executemany(_ADD_ENTRY, self._rows)
+            self._connection.executemany(
+                _SET_WINDOW, [(tally.used, tally.seq, window) for window, tally in self._changed.items()]
+            )
+        return receipts
+
+    def _apply(self, charge: Charge, now: datetime, *, dry: bool) -> Receipt:
+        request, terms = charge.request, charge.terms
+        account = self.account(terms.offer, request.account, create=not dry)
+        first = self._decided.get((account, request.id))
+        if first is not None:
+            return repeat(request, first)
+        version = 0
+        if account is not None:
+            version, entry = self._connection.execute(_FIND_ID, (request.id, account)).fetchone()
+            if entry is not None:
+                row = self._connection.execute(_GET_ENTRIES + "l.entry = ?", (entry,)).fetchone()
+                return repeat(request, self._entry(row).decision)
+        bounds = self._bounds
+        if bounds is not None and request.at > now + bounds.ahead:
+            return Receipt(Status.AHEAD, now=now)
+        if version != charge.version:
+            history = self._history(account)
+            return Receipt(Status.OUTDATED, change=history[-1] if history else None)
+
+        key = (
+            account,
+            terms.group,
+            terms.window,
+            None if charge.rolls or charge.window is None else charge.window.start,
+        )
+        window, tally = (None, None) if charge.window is None else self._tally(key)
+        kept_since = None if bounds is None else now - bounds.keep
+        decision, after = decide(charge, tally, kept_since=kept_since, durability=self._durability)
+        if dry:
+            return Receipt(Status.DECIDED, decision)
+
+        if after is None:
+            window = None
+        else:
+            if window is None or (tally is not None and tally.window != after.window):
+                window = self._add_window(account, terms, after)
+            else:
+                self._changed[window] = after
+            self._tallies[key] = (window, after)
+        self._decided[account, request.id] = decision
+        self._rows.append(
+            (
+                account,
+                request.id,
+                self._terms_key(terms),
+                request.model,
+                request.project,
+                request.input_tokens,
+                request.output_tokens,
+                request.cached_tokens,
+                request.kind.value,
+                encode(request.tools).decode() if request.tools else None,
+                micros(request.at),
+                decision.reason.value,
+                decision.free_tokens,
+                decision.used,
+                decision.total,
+                window,
+                decision.seq,
+                micros(now),
+            )
+        )
+        return Receipt(Status.DECIDED, decision)
+
+    def enroll(
+        self, offer: str, name: str, enrollment: Enrollment, *, actor: str, now: datetime, revision: Revision | None
+    ) -> Change:
+        """Change an account's enrollment."""
+        account = self.account(offer, name, create=True)
+        made = change(self._history(account), enrollment, actor=actor, at=now, revision=revision)
+        facts = encode(enrollment_line(made.enrollment)).decode()
+        self._connection.execute(_ADD_CHANGE, (account, made.version, micros(made.at), actor, facts))
+        self._connection.execute("UPDATE accounts SET version = ? WHERE account = ?", (made.version, account))
+        return made
+
+    def enrollments(self, offer: str, name: str) -> list[Change]:
+        """Every change of an account's enrollment, oldest first."""
+        account = self.account(offer, name, create=False)
+        return [] if account is None else self._history(account)
+
+    def tallies(self, offer: str, name: str, at: datetime | None) -> list[tuple[str, str, Tally]]:
+        """Group, kind of window and tally of each window of an account, or of those open at an instant."""
+        instant = None if at is None else micros(at)
+        rows = self._connection.execute(_GET_TALLIES, (offer, name, instant, instant, instant))
+        return [
+            (group, kind, Tally(Window(_instant(start), _instant(end)), used, seq))
+            for group, kind, start, end, used, seq in rows
+        ]
+
+    def entries(self, *, after: int, upto: int, most: int) -> list[Entry]:
+        """So many entries of the ledger, from behind one on."""
+        where = "l.entry > ? AND l.entry <= ? ORDER BY l.entry LIMIT ?"
+        rows = self._connection.execute(_GET_ENTRIES + where, (after, upto, most)).fetchall()
+        return [self._entry(row) for row in rows]
+
+    def _history(self, account: int | None) -> list[Change]:
+        rows = self._connection.execute(_GET_CHANGES, (account,))
+        return [
+            Change(version, _instant(at), actor, enrollment_of(decode(facts))) for version, at, actor, facts in rows
+        ]
+
+    def account(self, offer: str, name: str, *, create: bool) -> int | None:
+        """The account's key in the file."""
+        key = self._keys.accounts.get((offer, name))
+        if key is None:
+            row = self._connection.execute(_FIND_ACCOUNT, (offer, name)).fetchone()
+            if row is not None:
+                (key,) = row
+            elif create:
+                key = self._connection.execute(
+                    "INSERT INTO accounts (offer, name) VALUES (?, ?)", (offer, name)
+                ).lastrowid
+            else:
+                return None
+            assert key is not None, "an insert has a row id"
+            self._keys.accounts[offer, name] = key
+        return key
+
+    def _tally(self, key: tuple[Any, ...]) -> tuple[int | None, Tally | None]:
+        if key not in self._tallies:
+            find = _FIND_ROLLING if key[3] is None else _FIND_CALENDAR
+            row = self._connection.execute(find, key[:3] if key[3] is None else (*key[:3], micros(key[3]))).fetchone()
+            if row is None:
+                return None, None
+            window, start, end, used, seq = row
+            self._tallies[key] = (window, Tally(Window(_instant(start), _instant(end)), used, seq))
+        return self._tallies[key]
+
+    def _add_window(self, account: int | None, terms: Terms, tally: Tally) -> int:
+        start, end = micros(tally.window.start), micros(tally.window.end)
+        row = (account, terms.group, terms.window, start, end, tally.used, tally.seq)
+        key = self._connection.execute(_ADD_WINDOW, row).lastrowid
+        assert key is not None, "an insert has a row id"
+        return key
+
+    def _terms_key(self, terms: Terms) -> int:
+        known = self._keys.terms
+        key = known.get(terms)
+        if key is None:
+            enrollment = None if terms.enrollment is None else enrollment_line(terms.enrollment)
+            facts = encode({**terms_line(terms), "enrollment": enrollment}).decode()
+            self._connection.execute("INSERT INTO terms (facts) VALUES (?) ON CONFLICT DO NOTHING", (facts,))
+            (key,) = self._connection.execute("SELECT terms FROM terms WHERE facts = ?", (facts,)).fetchone()
+            if len(known) >= TERMS_CACHED_MAX:
+                known.clear()
+            known[terms] = key
+        return key
+
+    def _entry(self, row: tuple[Any, ...]) -> Entry:
+        (
+            entry, name, request_id, terms, model, project, input_tokens, output_tokens, cached_tokens,
+            kind, tools, at, reason, free_tokens, used, total, start, end, seq, decided_at,
+        ) = row  # fmt: skip
+        request = Request(
+            id=request_id,
+            model=model,
+            at=_instant(at),
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            account=name,
+            project=project,
+            kind=Kind(kind),
+            tools=() if tools is None else tuple(decode(tools)),
+            cached_tokens=cached_tokens,
+        )
+        window = None if seq is None else Window(_instant(start), _instant(end))
+        decision = Decision(
+            request,
+            self._terms_of(terms),
+            Reason(reason),
+            free_tokens,
+            used,
+            total,
+            window,
+            seq,
+            self._durability,
+        )
+        return Entry(entry, _instant(decided_at), decision)
+
+    def _terms_of(self, key: int) -> Terms:
+        known_by_key = self._keys.by_key
+        known = known_by_key.get(key)
+        if known is None:
+            (facts,) = self._connection.execute("SELECT facts FROM terms WHERE terms = ?", (key,)).fetchone()
+            line = decode(facts)
+            known = terms_of(line, enrollment=line["enrollment"])
+            if len(known_by_key) >= TERMS_CACHED_MAX:
+                known_by_key.clear()
+            known_by_key[key] = known
+        return known
+
+
+def micros(instant: datetime) -> int:
+    """Microseconds since 1970-01-01T00:00Z, as the file keeps times."""
+    since = instant - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _instant(micros: int) -> datetime:
+    return EPOCH + timedelta(microseconds=micros)
