@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from gratis.offer import Revision
 
 
-def in_force(history: Sequence[Change], at: datetime) -> Enrollment | None:
-    """The enrollment that was acknowledged last, at an instant of the past."""
-    for change in reversed(history):
-        if change.at <= at:
-            return change.enrollment
+def in_force(history: Sequence[Change], at: datetime) -> Change | None:
+    """The change that was acknowledged last, as of an instant of the past."""
+    for made in reversed(history):
+        if made.at <= at:
+            return made
     return None
 
 

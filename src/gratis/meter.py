@@ -111,6 +111,10 @@ class Meter:
         """Every change of an account's enrollment, oldest first."""
         return self._store.enrollments(self.offer.name, account)
 
+    def accounts(self) -> list[str]:
+        """Every account that this offer's decisions and enrollments name."""
+        return [name for offer, name in self._store.accounts() if offer == self.offer.name]
+
     def ledger(
         self,
         *,
@@ -220,6 +224,10 @@ class AsyncMeter:
     async def enrollments(self, account: str = "default") -> list[Change]:
         """Every change of an account's enrollment, oldest first."""
         return await self._gathered.run(self._store.enrollments, self.offer.name, account)
+
+    async def accounts(self) -> list[str]:
+        """Every account that this offer's decisions and enrollments name."""
+        return [name for offer, name in await self._gathered.run(self._store.accounts) if offer == self.offer.name]
 
     async def ledger(
         self,

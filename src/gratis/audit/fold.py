@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from gratis.audit.replay import Tallies
 from gratis.audit.seen import Seen
-from gratis.classify import charge_for
+from gratis.book import Cases
 from gratis.lines import decision_line
 from gratis.model import Reason
 from gratis.rule import Tally, decide
@@ -21,8 +21,10 @@ from gratis.rule import Tally, decide
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from gratis.model import Decision, Entry
+    from gratis.model import Counts, Decision, Enrollment, Entry, Overage, Terms
     from gratis.offer import Offer
+
+ENROLLMENTS_MAX = 10_000
 
 
 @unique
@@ -69,6 +71,8 @@ class Audit:
 
     def __init__(self, offer_named: Callable[[str], Offer | None]) -> None:
         self._offer_named = offer_named
+        self._cases: dict[tuple[str, bool, Counts, Overage], Cases | None] = {}
+        self._enrollments: dict[Enrollment | None, int] = {}
         self._tallies = Tallies()
         self._last: dict[tuple[str, str, str, str, Any], Tally] = {}
         self._seen = Seen()
@@ -108,17 +112,29 @@ class Audit:
             yield _finding(FindingKind.DECIDED_TWICE, entry, "id", decision.id, "an id not decided before")
         elif first is None:
             self._seen.put(decision)
-        offer = self._offer_named(decision.offer)
-        if offer is None:
+        cases = self._cases_of(decision.terms)
+        if cases is None:
             yield _finding(FindingKind.OFFER_UNKNOWN, entry, "offer", decision.offer, "an offer that is known")
             return
-        yield from self._judge(entry, offer)
+        yield from self._judge(entry, cases)
 
-    def _judge(self, entry: Entry, offer: Offer) -> Iterator[Finding]:
+    def _cases_of(self, terms: Terms) -> Cases | None:
+        """The offer as an entry read it; one that was excluded used no reading."""
+        key = (terms.offer, terms.reason is None, terms.counts, terms.overage)
+        if key not in self._cases:
+            offer = self._offer_named(terms.offer)
+            if offer is not None and terms.reason is None:
+                offer = offer.reading(counts=terms.counts, overage=terms.overage)
+            self._cases[key] = None if offer is None else Cases(offer)
+        return self._cases[key]
+
+    def _judge(self, entry: Entry, cases: Cases) -> Iterator[Finding]:
         found, terms = entry.decision, entry.decision.terms
-        if terms.reason is None:
-            offer = offer.reading(counts=terms.counts, overage=terms.overage)
-        charge = charge_for(offer, found.request, terms.enrollment)
+        if len(self._enrollments) >= ENROLLMENTS_MAX:
+            self._enrollments.clear()
+            self._cases.clear()
+        version = self._enrollments.setdefault(terms.enrollment, len(self._enrollments))
+        charge = cases.charge(found.request, terms.enrollment, version)
         if charge.terms != terms:
             yield _finding(FindingKind.WRONG_TERMS, entry, "terms", _plain(terms), _plain(charge.terms))
         before = self._tallies.of(charge)

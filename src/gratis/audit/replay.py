@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from gratis.audit.seen import Seen
 from gratis.book import Cases
-from gratis.errors import Conflict
+from gratis.enrollment import in_force
+from gratis.errors import Conflict, RequestError
 from gratis.rule import Tally, decide
 from gratis.stores import Status, repeat
 
@@ -38,8 +39,10 @@ class Tallies:
 
 
 class Replay:
-    """Judges requests one after another. `changes` is the history of each account's enrollment, oldest first;
-    an account without one is taken to have the enrollment `assume`.
+    """Judges requests one after another.
+
+    `changes` is the history of each account's enrollment, oldest first: the one in force at a request's own time
+    counts. An account without a history is taken to have the enrollment `assume`.
     """
 
     def __init__(
@@ -51,6 +54,16 @@ class Replay:
         self._tallies = Tallies()
         self._seen = Seen()
 
+    def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
+        """Decide the next requests of the log; one that cannot be decided has its error in its place."""
+        outcomes: list[Decision | RequestError] = []
+        for request in requests:
+            try:
+                outcomes.append(self.decide(request))
+            except RequestError as error:
+                outcomes.append(error)
+        return outcomes
+
     def decide(self, request: Request) -> Decision:
         """Decide the next request of the log."""
         first = self._seen.get(request.account, request.id)
@@ -58,9 +71,10 @@ class Replay:
             return _again(request, first)
         changes = self._changes.get(request.account)
         if changes:
-            past = [change for change in changes if change.at <= request.at]
-            version = len(past)
-            charge = self._cases.charge(request, past[-1].enrollment if past else None, version)
+            change = in_force(changes, request.at)
+            charge = self._cases.charge(
+                request, None if change is None else change.enrollment, -1 if change is None else change.version
+            )
         else:
             charge = self._cases.charge(request, self._assume, 0)
         decision, after = decide(charge, self._tallies.of(charge))

@@ -26,22 +26,23 @@ def open_store(
     *,
     clock: Callable[[], datetime] = system.now,
     bounds: Bounds | None = Bounds(),
+    is_checked: bool = True,
 ) -> Store:
-    """Open the store that a URL names."""
+    """Open the store that a URL names. An audit opens it unchecked: it looks at what a check would refuse."""
     parts = urlsplit(url)
     opener = OPENERS.get(parts.scheme)
     if opener is None:
         raise StoreError(f"store {url!r}: unknown kind {parts.scheme!r}; expected {EXPECTED}")
-    return opener(url, clock, bounds)
+    return opener(url, clock, bounds, is_checked=is_checked)
 
 
-def _memory(url: str, clock: Callable[[], datetime], bounds: Bounds | None) -> Store:
+def _memory(url: str, clock: Callable[[], datetime], bounds: Bounds | None, *, is_checked: bool) -> Store:  # noqa: ARG001 - nothing to check
     if url != "memory:":
         raise StoreError(f"store {url!r}: expected just memory:")
     return MemoryStore(clock=clock, bounds=bounds)
 
 
-def _sqlite(url: str, clock: Callable[[], datetime], bounds: Bounds | None) -> Store:
+def _sqlite(url: str, clock: Callable[[], datetime], bounds: Bounds | None, *, is_checked: bool) -> Store:
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
     if not url.startswith("sqlite:///") or not path or parts.fragment:
@@ -58,7 +59,14 @@ def _sqlite(url: str, clock: Callable[[], datetime], bounds: Bounds | None) -> S
         wait_s = -1.0
     if not 0 <= wait_s <= WAIT_S * 60:
         raise StoreError(f"store {url!r}: wait={wait}; expected seconds from 0 to {WAIT_S * 60:g}")
-    return SQLiteStore(path, clock=clock, bounds=bounds, synchronous=Synchronous(synchronous), wait_s=wait_s)
+    return SQLiteStore(
+        path,
+        clock=clock,
+        bounds=bounds,
+        synchronous=Synchronous(synchronous),
+        wait_s=wait_s,
+        is_checked=is_checked,
+    )
 
 
 OPENERS = {"memory": _memory, "sqlite": _sqlite}

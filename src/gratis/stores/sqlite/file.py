@@ -48,10 +48,11 @@ class Synchronous(StrEnum):
 class File:
     """One process's hold on the file: the connection that writes, and others that only read."""
 
-    def __init__(self, path: Path, *, synchronous: Synchronous, wait_s: float) -> None:
+    def __init__(self, path: Path, *, synchronous: Synchronous, wait_s: float, is_checked: bool) -> None:
         self.path = path
         self._synchronous = synchronous
         self._wait_s = wait_s
+        self._is_checked = is_checked
         self._connection: sqlite3.Connection | None = self._open()
 
     def connection(self) -> sqlite3.Connection:
@@ -163,7 +164,8 @@ class File:
                 f"{self.path}: written by a newer Gratis (schema {schema}, this one knows {SCHEMA}): upgrade Gratis"
             )
         connection.execute("COMMIT")
-        self._check(connection)
+        if self._is_checked:
+            self._check(connection)
 
     def _use_wal(self, connection: sqlite3.Connection) -> object:
         """Switch to the write-ahead log; unlike a transaction, the switch does not wait for others by itself."""

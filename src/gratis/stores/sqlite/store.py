@@ -54,9 +54,10 @@ class SQLiteStore:
         bounds: Bounds | None = Bounds(),
         synchronous: Synchronous = Synchronous.FULL,
         wait_s: float = WAIT_S,
+        is_checked: bool = True,
     ) -> None:
         self.durability = DURABILITY[synchronous]
-        self._file = File(Path(path), synchronous=synchronous, wait_s=wait_s)
+        self._file = File(Path(path), synchronous=synchronous, wait_s=wait_s, is_checked=is_checked)
         self._clock = clock
         self._bounds = bounds
         self._lock = Lock()

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from gratis.enrollment import change
+from gratis.errors import GratisError, StoreError
 from gratis.lines import decode, encode, enrollment_line, enrollment_of, terms_line, terms_of
 from gratis.model import EPOCH, Change, Decision, Entry, Kind, Reason, Request, Window
 from gratis.rule import Tally, decide
@@ -192,7 +193,13 @@ class Work:
         """So many entries of the ledger, from behind one on."""
         where = "l.entry > ? AND l.entry <= ? ORDER BY l.entry LIMIT ?"
         rows = self._connection.execute(_GET_ENTRIES + where, (after, upto, most)).fetchall()
-        return [self._entry(row) for row in rows]
+        found = []
+        for row in rows:
+            try:
+                found.append(self._entry(row))
+            except (ValueError, TypeError, GratisError) as error:
+                raise StoreError(f"ledger entry {row[0]} cannot be read: {error}") from error
+        return found
 
     def _history(self, account: int | None) -> list[Change]:
         rows = self._connection.execute(_GET_CHANGES, (account,))

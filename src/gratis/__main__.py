@@ -1,0 +1,5 @@
+"""`python -m gratis`."""
+
+from gratis.cli import run
+
+run()

@@ -1,0 +1,44 @@
+"""The command line: JSON lines in, JSON lines out, tables for people.
+
+Exit codes: 0, 1 for findings, 2 for bad use, bad input or a store that cannot be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from gratis.cli.arguments import parser
+from gratis.errors import GratisError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BAD_USE = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader left. What it did not read it does not want; nothing decided is undone.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except GratisError as error:
+        print(f"gratis: {error}", file=sys.stderr)
+        return BAD_USE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def run() -> None:
+    """Run the command of this process."""
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Which commands there are, and what each takes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from gratis.cli import accounts, decisions, demo, ledgers, offering
+from gratis.errors import RequestError
+from gratis.lines import instant
+from gratis.model import TIER_MAX, Counts, Kind, Overage, Sharing
+from gratis.offers import DEFAULT_OFFER
+from gratis.stores.urls import DEFAULT_URL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse gives it no other name
+    Run = Callable[[argparse.Namespace], int]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="gratis",
+        description="Decides for every LLM request whether it is free or billed under a complimentary-token offer.",
+        epilog="Exit codes: 0; 1 for findings of an audit; 2 for bad use, bad input or a store that cannot be used.",
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _demo(commands)
+    _decide(commands)
+    _replay(commands)
+    _standing(commands)
+    _explain(commands)
+    _enroll(commands)
+    _offers(commands)
+    _ledger(commands)
+    _audit(commands)
+    return top
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.exit(message=f"gratis {version('gratis')}\n")
+
+
+def _demo(commands: Commands) -> None:
+    command = _command(commands, "demo", demo.demo, "a day under the rule, as the provider's article prints it")
+    _store(command, default="memory:")
+
+
+def _decide(commands: Commands) -> None:
+    command = _command(commands, "decide", decisions.decide, "decide requests, and keep the decisions")
+    _file(command, "requests, one JSON object a line")
+    _store(command)
+    _offer(command)
+    _assumed(command)
+    command.add_argument(
+        "--no-bounds", action="store_true", help="judge old data as it was: nothing is too late or ahead of the clock"
+    )
+    _format(command)
+
+
+def _replay(commands: Commands) -> None:
+    command = _command(commands, "replay", decisions.replay, "judge a log in order under any reading; keeps nothing")
+    _file(command, "requests, one JSON object a line")
+    _offer(command)
+    _assumed(command)
+    command.add_argument(
+        "--enrollments", metavar="FILE", help="histories of enrollments, as `gratis enroll --history` prints them"
+    )
+    command.add_argument("--counts", choices=list(Counts), help="what adds to used, instead of the offer's reading")
+    command.add_argument("--overage", choices=list(Overage), help="what is billed, instead of the offer's reading")
+    _format(command)
+
+
+def _standing(commands: Commands) -> None:
+    command = _command(commands, "standing", accounts.standing, "what is left of each allowance, and until when")
+    _store(command)
+    _offer(command)
+    _assumed(command)
+    command.add_argument("--account", help="only this account")
+    command.add_argument("--at", type=_instant, metavar="TIME", help="at this instant instead of now")
+    _format(command)
+
+
+def _explain(commands: Commands) -> None:
+    command = _command(commands, "explain", accounts.explain, "would this request be free now? writes nothing")
+    _store(command)
+    _offer(command)
+    _assumed(command)
+    command.add_argument("--account", default="default", help="who owns the allowance (default: default)")
+    command.add_argument("--model", required=True, help="the model's exact id")
+    command.add_argument("--tokens", type=int, default=0, help="input and output together (default: 0)")
+    command.add_argument("--project", help="the request's project")
+    command.add_argument("--kind", choices=list(Kind), default=Kind.COMPLETION.value)
+    command.add_argument("--tool", action="append", default=[], help="a kind of tool that it uses; may be repeated")
+    command.add_argument("--at", type=_instant, metavar="TIME", help="the request's time (default: now)")
+    _format(command)
+
+
+def _enroll(commands: Commands) -> None:
+    command = _command(commands, "enroll", accounts.enroll, "enroll an account, or change its enrollment")
+    _store(command)
+    _offer(command)
+    command.add_argument("--account", default="default", help="who owns the allowance (default: default)")
+    command.add_argument("--history", action="store_true", help="print every change so far and change nothing")
+    command.add_argument("--by", metavar="NAME", help="who changes it: an owner (default: your user name)")
+    _tier(command)
+    command.add_argument("--plan", help="the account's plan, such as standard or enterprise")
+    command.add_argument("--zero-data-retention", action=argparse.BooleanOptionalAction, default=None)
+    command.add_argument("--starts", type=_instant, metavar="TIME", help="no request before this time takes part")
+    command.add_argument("--ends", type=_instant, metavar="TIME", help="no request from this time on takes part")
+    command.add_argument("--owner", action="append", metavar="NAME", help="who may change it from now on; repeatable")
+    _format(command)
+
+
+def _offers(commands: Commands) -> None:
+    command = _command(commands, "offers", offering.listing, "list, show, check and compare offers")
+    _format(command)
+    parts = command.add_subparsers(title="what", metavar="WHAT")
+    part = _command(parts, "list", offering.listing, "the offers that are shipped")
+    _format(part)
+    part = _command(parts, "show", offering.show, "a revision of an offer: models, allowances, rules, source")
+    part.add_argument("name", help="an offer's name, or a path to a .toml file")
+    part.add_argument("--at", type=_day, metavar="DATE", help="as of this date (default: today)")
+    _format(part)
+    part = _command(parts, "check", offering.check, "check a file of your own")
+    part.add_argument("file", nargs="+", help="a .toml file")
+    part = _command(parts, "diff", offering.diff, "what changed between two dates")
+    part.add_argument("name", help="an offer's name, or a path to a .toml file")
+    part.add_argument("first", type=_day, metavar="DATE")
+    part.add_argument("second", type=_day, metavar="DATE")
+    _format(part)
+
+
+def _ledger(commands: Commands) -> None:
+    command = _command(commands, "ledger", ledgers.ledger, "every decision, in order")
+    _store(command)
+    command.add_argument("--after", type=_count, default=0, metavar="ENTRY", help="only entries behind this one")
+    command.add_argument("--account", help="only this account")
+    command.add_argument("--group", help="only this group")
+    command.add_argument("--window", type=_instant, metavar="TIME", help="only windows that hold this instant")
+    command.add_argument("--since", type=_instant, metavar="TIME", help="only requests from this time on")
+    command.add_argument("--until", type=_instant, metavar="TIME", help="only requests before this time")
+    command.add_argument("--follow", action="store_true", help="go on with what comes, until interrupted")
+    command.add_argument(
+        "--every", type=_seconds, default=0.2, metavar="SECONDS", help="how often to look, with --follow (default: 0.2)"
+    )
+    place = command.add_mutually_exclusive_group()
+    place.add_argument(
+        "--out", metavar="FILE", help="append to this file, and go on where it ends: it is its own cursor"
+    )
+    place.add_argument("--cursor", metavar="FILE", help="remember in this file the last entry printed, and go on there")
+    _format(command)
+
+
+def _audit(commands: Commands) -> None:
+    command = _command(commands, "audit", ledgers.audit, "replay a ledger, or a store's, through the rule")
+    command.add_argument("file", nargs="?", metavar="FILE", help="a ledger as `gratis ledger` prints it; - for stdin")
+    command.add_argument("--store", metavar="URL", help="the ledger and the counters of this store")
+    command.add_argument("--offer", metavar="NAME|FILE", help="a file for its offer; shipped offers are found by name")
+    _format(command)
+
+
+def _command(commands: Commands, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _file(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("file", nargs="?", default="-", metavar="FILE", help=f"{what}; - or nothing for stdin")
+
+
+def _store(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    known = default or os.environ.get("GRATIS_STORE") or DEFAULT_URL
+    command.add_argument(
+        "--store", default=known, metavar="URL", help=f"memory: or sqlite:///FILE (default: {known}, or $GRATIS_STORE)"
+    )
+
+
+def _offer(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--offer",
+        default=DEFAULT_OFFER,
+        metavar="NAME|FILE",
+        help=f"a shipped offer or a file (default: {DEFAULT_OFFER})",
+    )
+
+
+def _assumed(command: argparse.ArgumentParser) -> None:
+    _tier(command, note="; taken for accounts that are not enrolled")
+
+
+def _tier(command: argparse.ArgumentParser, note: str = "") -> None:
+    command.add_argument(
+        "--tier", type=int, choices=range(TIER_MAX + 1), metavar="N", help=f"usage tier, 0 to {TIER_MAX}{note}"
+    )
+    command.add_argument("--sharing", choices=list(Sharing), help="whether traffic is shared with the provider")
+    command.add_argument(
+        "--shared-project", action="append", metavar="PROJECT", help="a project that shares, with --sharing selected"
+    )
+
+
+def _format(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--format",
+        choices=["auto", "json", "table"],
+        default="auto",
+        help="JSON lines or tables (default: tables on a terminal)",
+    )
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return instant("TIME", text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _day(text: str) -> datetime:
+    """A date, or a time, of UTC."""
+    try:
+        return instant("DATE", text if "T" in text else f"{text}T00:00:00Z")
+    except RequestError:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a date such as 2025-04-16") from None
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:  # noqa: PLR2004 - an hour
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected seconds, at most 3600")
+    return seconds

@@ -1,0 +1,245 @@
+"""What one store under one offer must answer, told a second time: dicts, integers and the words of the contract.
+
+Nothing of Gratis is used here. Times are whole microseconds since 1970, a request is a dict, and so is an answer:
+the decision's line, or an error's description.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+KEEP = 7 * DAY
+AHEAD = 5 * MINUTE
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+CONFLICT_FIELDS = ("model", "at", "project", "input_tokens", "output_tokens", "cached_tokens", "kind", "tools")
+
+
+def micros(text: str) -> int:
+    """The instant that a text names, in microseconds."""
+    return (datetime.fromisoformat(text).replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+
+
+def text_of(at: int) -> str:
+    """The instant as a line prints it: RFC 3339 in UTC, with a fraction only where there is one."""
+    return (EPOCH + timedelta(microseconds=at)).isoformat().replace("+00:00", "Z")
+
+
+OFFER = "openai-data-sharing"
+START = micros("2024-12-01")
+SWITCH = micros("2025-03-06")
+LIST_B = micros("2025-04-16")
+END = micros("2025-05-16")
+
+LARGE, SMALL = "1M", "10M"
+ALLOWANCES = {
+    LARGE: {1: 250_000, 2: 250_000, 3: 1_000_000, 4: 1_000_000, 5: 1_000_000},
+    SMALL: {1: 2_500_000, 2: 2_500_000, 3: 10_000_000, 4: 10_000_000, 5: 10_000_000},
+}
+LIST_A = {
+    "gpt-4o-2024-08-06": LARGE,
+    "o1-2024-12-17": LARGE,
+    "gpt-4o-mini-2024-07-18": SMALL,
+    "o3-mini-2025-01-31": SMALL,
+}
+REVISIONS: list[dict[str, Any]] = [
+    {"name": "2024-12-01", "from": START, "until": SWITCH, "window": "rolling", "models": LIST_A},
+    {"name": "2025-03-06", "from": SWITCH, "until": LIST_B, "window": "day", "models": LIST_A},
+    {
+        "name": "2025-04-16",
+        "from": LIST_B,
+        "until": END,
+        "window": "day",
+        "models": {**LIST_A, "gpt-4.1-2025-04-14": LARGE, "o1-preview-2024-09-12": LARGE, "o4-mini-2025-04-16": SMALL},
+    },
+]
+O_SERIES = {"o1-2024-12-17", "o3-mini-2025-01-31", "o1-preview-2024-09-12", "o4-mini-2025-04-16"}
+CLIENT_SIDE_TOOLS = {"function", "custom"}
+EXCLUDED_PLANS = {"enterprise"}
+
+
+class Oracle:
+    """One store and one offer under one reading of it."""
+
+    def __init__(self, *, counts: str, overage: str, assume: dict[str, Any] | None = None) -> None:
+        self.counts = counts
+        self.overage = overage
+        self.assume = assume
+        self.enrolled: dict[str, list[dict[str, Any]]] = {}
+        self.owners: dict[str, set[str]] = {}
+        self.decided: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
+        self.entries: list[tuple[int, dict[str, Any]]] = []
+        self.days: dict[tuple[str, str, int], dict[str, int]] = {}
+        self.rolling: dict[tuple[str, str], dict[str, int]] = {}
+
+    def decide(self, request: dict[str, Any], *, now: int) -> dict[str, Any]:
+        """The line of the one decision on a request, or why there is none."""
+        known = self.decided.get((request["account"], request["id"]))
+        if known is not None:
+            asked, first = known
+            for field in CONFLICT_FIELDS:
+                if request[field] != asked[field]:
+                    return {"error": "conflict", "field": field, "first": first}
+            return {**first, "replayed": True}
+        if request["at"] > now + AHEAD:
+            return {"error": "ahead", "field": "at"}
+        line = self._decision(request, now)
+        self.decided[request["account"], request["id"]] = (request, line)
+        self.entries.append((now, line))
+        return line
+
+    def enroll(self, account: str, enrollment: dict[str, Any], *, actor: str) -> int | None:
+        """The number of the change; None if it may not be."""
+        owners = self.owners.get(account)
+        if owners is not None and actor not in owners:
+            return None
+        cannot_share = enrollment["zero_data_retention"] or enrollment["plan"] in EXCLUDED_PLANS
+        if cannot_share and enrollment["sharing"] != "disabled":
+            return None
+        self.owners[account] = set(enrollment["owners"]) or owners or {actor}
+        self.enrolled.setdefault(account, []).append(enrollment)
+        return len(self.enrolled[account])
+
+    def enrollment(self, account: str) -> dict[str, Any] | None:
+        """The latest acknowledged change; an account that has none is what was assumed."""
+        changes = self.enrolled.get(account)
+        return changes[-1] if changes else self.assume
+
+    def window_of(self, account: str, model: str, at: int) -> tuple[int, dict[str, int]] | None:
+        """The allowance and the window that a request would meet, so that a test can aim at their edges."""
+        revision, enrollment = revision_at(at), self.enrollment(account)
+        if revision is None or enrollment is None or model not in revision["models"] or enrollment["tier"] == 0:
+            return None
+        group = revision["models"][model]
+        return ALLOWANCES[group][enrollment["tier"]], self._window(account, group, revision, at)
+
+    def _decision(self, request: dict[str, Any], now: int) -> dict[str, Any]:
+        at, tokens = request["at"], tokens_of(request)
+        revision = revision_at(at)
+        enrollment = self.enrollment(request["account"])
+        reason = excluded(request, revision, enrollment)
+        line: dict[str, Any] = {
+            "id": request["id"],
+            "account": request["account"],
+            "verdict": "billed",
+            "reason": reason,
+            "group": None,
+            "tokens": tokens,
+            "free_tokens": 0,
+            "billed_tokens": tokens,
+            "allowance": None,
+            "total": None,
+            "used": None,
+            "remaining": None,
+            "window_start": None,
+            "window_end": None,
+            "seq": None,
+            "offer": OFFER,
+            "revision": None if revision is None else revision["name"],
+            "at": text_of(at),
+            "replayed": False,
+        }
+        if reason is not None:
+            return line
+        assert revision is not None
+        assert enrollment is not None
+        assert tokens is not None
+        group = revision["models"][request["model"]]
+        window = self._window(request["account"], group, revision, at)
+        if window["end"] + KEEP <= now:
+            line["reason"] = "too_late"
+            return line
+        allowance = ALLOWANCES[group][enrollment["tier"]]
+        left = allowance - window["used"]
+        is_free = tokens <= left
+        if is_free:
+            free = tokens
+        elif self.overage == "excess":
+            free = max(0, left)
+        else:
+            free = 0
+        line["verdict"] = "free" if is_free else "billed"
+        line["reason"] = "within_allowance" if is_free else "over_allowance"
+        line["group"] = group
+        line["allowance"] = allowance
+        line["free_tokens"] = free
+        line["billed_tokens"] = tokens - free
+        line["total"] = window["used"] + tokens
+        if window["seq"] > 0 or revision["window"] == "day" or is_free or free > 0:
+            window["used"] += tokens if self.counts == "all" else free
+            window["seq"] += 1
+            self._keep(request["account"], group, revision, window)
+            line["window_start"] = text_of(window["start"])
+            line["window_end"] = text_of(window["end"])
+            line["seq"] = window["seq"]
+        line["used"] = window["used"]
+        line["remaining"] = max(0, allowance - window["used"])
+        return line
+
+    def _window(self, account: str, group: str, revision: dict[str, Any], at: int) -> dict[str, int]:
+        """The window of an instant: one that is kept, or a new one that nobody has used yet."""
+        if revision["window"] == "day":
+            start = at - at % DAY
+            found = self.days.get((account, group, start))
+            return found or {"start": start, "end": start + DAY, "used": 0, "seq": 0}
+        last = self.rolling.get((account, group))
+        if last is not None and at < last["end"]:
+            return last
+        return {"start": at, "end": min(at + DAY, SWITCH), "used": 0, "seq": 0}
+
+    def _keep(self, account: str, group: str, revision: dict[str, Any], window: dict[str, int]) -> None:
+        if revision["window"] == "day":
+            self.days[account, group, window["start"]] = window
+        else:
+            self.rolling[account, group] = window
+
+
+def revision_at(at: int) -> dict[str, Any] | None:
+    """The revision in force at an instant."""
+    return next((revision for revision in REVISIONS if revision["from"] <= at < revision["until"]), None)
+
+
+def tokens_of(request: dict[str, Any]) -> int | None:
+    """Input and output; None while a part is unmeasured. An embedding has no output."""
+    given, made = request["input_tokens"], request["output_tokens"]
+    if given is None:
+        return None
+    if made is None:
+        return given if request["kind"] == "embedding" else None
+    return given + made
+
+
+def excluded(request: dict[str, Any], revision: dict[str, Any] | None, enrollment: dict[str, Any] | None) -> str | None:
+    """The first reason for which no allowance covers a request, in the order of lists A and B; None if one may."""
+    if revision is None:
+        return "offer_not_in_force"
+    if enrollment is None:
+        return "not_enrolled"
+    starts, ends, at = enrollment["starts"], enrollment["ends"], request["at"]
+    model = request["model"]
+    for reason, holds in (
+        ("not_enrolled", (starts is not None and at < starts) or (ends is not None and at >= ends)),
+        (
+            "account_not_eligible",
+            enrollment["tier"] == 0 or enrollment["zero_data_retention"] or enrollment["plan"] in EXCLUDED_PLANS,
+        ),
+        ("sharing_disabled", enrollment["sharing"] == "disabled"),
+        (
+            "project_not_shared",
+            enrollment["sharing"] == "selected" and request["project"] not in enrollment["projects"],
+        ),
+        ("fine_tuning_training", request["kind"] == "fine_tuning_training"),
+        ("fine_tuned_model", model.startswith("ft:")),
+        ("model_not_listed", model not in revision["models"]),
+        ("assistants_o_series", request["kind"] == "assistants" and model in O_SERIES),
+        ("tool_use", any(tool not in CLIENT_SIDE_TOOLS for tool in request["tools"])),
+        ("unmeasured", tokens_of(request) is None),
+    ):
+        if holds:
+            return reason
+    return None
