@@ -64,12 +64,15 @@ EXCLUDED_PLANS = {"enterprise"}
 
 
 class Oracle:
-    """One store and one offer under one reading of it."""
+    """One store and one offer under one reading of it; without bounds, old data is judged as it was."""
 
-    def __init__(self, *, counts: str, overage: str, assume: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, *, counts: str, overage: str, assume: dict[str, Any] | None = None, has_bounds: bool = True
+    ) -> None:
         self.counts = counts
         self.overage = overage
         self.assume = assume
+        self.has_bounds = has_bounds
         self.enrolled: dict[str, list[dict[str, Any]]] = {}
         self.owners: dict[str, set[str]] = {}
         self.decided: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -77,8 +80,8 @@ class Oracle:
         self.days: dict[tuple[str, str, int], dict[str, int]] = {}
         self.rolling: dict[tuple[str, str], dict[str, int]] = {}
 
-    def decide(self, request: dict[str, Any], *, now: int) -> dict[str, Any]:
-        """The line of the one decision on a request, or why there is none."""
+    def decide(self, request: dict[str, Any], *, now: int, dry: bool = False) -> dict[str, Any]:
+        """The line of the one decision on a request, or why there is none; with `dry`, nothing is kept of it."""
         known = self.decided.get((request["account"], request["id"]))
         if known is not None:
             asked, first = known
@@ -86,12 +89,38 @@ class Oracle:
                 if request[field] != asked[field]:
                     return {"error": "conflict", "field": field, "first": first}
             return {**first, "replayed": True}
-        if request["at"] > now + AHEAD:
+        if self.has_bounds and request["at"] > now + AHEAD:
             return {"error": "ahead", "field": "at"}
-        line = self._decision(request, now)
-        self.decided[request["account"], request["id"]] = (request, line)
-        self.entries.append((now, line))
+        line, kept = self._decision(request, now)
+        if not dry:
+            if kept is not None:
+                self._keep(request, kept)
+            self.decided[request["account"], request["id"]] = (request, line)
+            self.entries.append((now, line))
         return line
+
+    def fits(self, request: dict[str, Any], *, now: int) -> int | None:
+        """The largest size that would still be free now; None if none would be, or the request was decided before."""
+        line = self.decide(request, now=now, dry=True)
+        if "error" in line or line["replayed"] or line["total"] is None:
+            return None
+        return max(0, line["allowance"] - (line["total"] - line["tokens"]))
+
+    def standing(self, account: str, *, at: int) -> dict[str, dict[str, Any]]:
+        """What is used of each group in the window that a request of this time would meet, if one is open."""
+        revision = revision_at(at)
+        if revision is None:
+            return {}
+        found = {}
+        for group in (LARGE, SMALL):
+            window = self._window(account, group, revision, at)
+            is_open = revision["window"] == "day" or window["seq"] > 0
+            found[group] = {
+                "used": window["used"],
+                "window_start": text_of(window["start"]) if is_open else None,
+                "window_end": text_of(window["end"]) if is_open else None,
+            }
+        return found
 
     def enroll(self, account: str, enrollment: dict[str, Any], *, actor: str) -> int | None:
         """The number of the change; None if it may not be."""
@@ -110,15 +139,16 @@ class Oracle:
         changes = self.enrolled.get(account)
         return changes[-1] if changes else self.assume
 
-    def window_of(self, account: str, model: str, at: int) -> tuple[int, dict[str, int]] | None:
-        """The allowance and the window that a request would meet, so that a test can aim at their edges."""
+    def aim(self, account: str, model: str, at: int) -> tuple[int, int]:
+        """The allowance that a request would meet, and what is used of it, so that a test can aim at the edge."""
         revision, enrollment = revision_at(at), self.enrollment(account)
         if revision is None or enrollment is None or model not in revision["models"] or enrollment["tier"] == 0:
-            return None
+            return 250_000, 0
         group = revision["models"][model]
-        return ALLOWANCES[group][enrollment["tier"]], self._window(account, group, revision, at)
+        return ALLOWANCES[group][enrollment["tier"]], self._window(account, group, revision, at)["used"]
 
-    def _decision(self, request: dict[str, Any], now: int) -> dict[str, Any]:
+    def _decision(self, request: dict[str, Any], now: int) -> tuple[dict[str, Any], dict[str, int] | None]:
+        """The line of a decision, and its window after it, if it has one."""
         at, tokens = request["at"], tokens_of(request)
         revision = revision_at(at)
         enrollment = self.enrollment(request["account"])
@@ -145,15 +175,15 @@ class Oracle:
             "replayed": False,
         }
         if reason is not None:
-            return line
+            return line, None
         assert revision is not None
         assert enrollment is not None
         assert tokens is not None
         group = revision["models"][request["model"]]
         window = self._window(request["account"], group, revision, at)
-        if window["end"] + KEEP <= now:
+        if self.has_bounds and window["end"] + KEEP <= now:
             line["reason"] = "too_late"
-            return line
+            return line, None
         allowance = ALLOWANCES[group][enrollment["tier"]]
         left = allowance - window["used"]
         is_free = tokens <= left
@@ -170,16 +200,18 @@ class Oracle:
         line["free_tokens"] = free
         line["billed_tokens"] = tokens - free
         line["total"] = window["used"] + tokens
-        if window["seq"] > 0 or revision["window"] == "day" or is_free or free > 0:
-            window["used"] += tokens if self.counts == "all" else free
-            window["seq"] += 1
-            self._keep(request["account"], group, revision, window)
-            line["window_start"] = text_of(window["start"])
-            line["window_end"] = text_of(window["end"])
-            line["seq"] = window["seq"]
-        line["used"] = window["used"]
-        line["remaining"] = max(0, allowance - window["used"])
-        return line
+        if window["seq"] == 0 and revision["window"] == "rolling" and not is_free and free == 0:
+            line["used"] = 0
+            line["remaining"] = allowance
+            return line, None
+        counted = tokens if self.counts == "all" else free
+        kept = {**window, "used": window["used"] + counted, "seq": window["seq"] + 1}
+        line["used"] = kept["used"]
+        line["remaining"] = max(0, allowance - kept["used"])
+        line["window_start"] = text_of(kept["start"])
+        line["window_end"] = text_of(kept["end"])
+        line["seq"] = kept["seq"]
+        return line, kept
 
     def _window(self, account: str, group: str, revision: dict[str, Any], at: int) -> dict[str, int]:
         """The window of an instant: one that is kept, or a new one that nobody has used yet."""
@@ -192,7 +224,10 @@ class Oracle:
             return last
         return {"start": at, "end": min(at + DAY, SWITCH), "used": 0, "seq": 0}
 
-    def _keep(self, account: str, group: str, revision: dict[str, Any], window: dict[str, int]) -> None:
+    def _keep(self, request: dict[str, Any], window: dict[str, int]) -> None:
+        revision = revision_at(request["at"])
+        assert revision is not None
+        account, group = request["account"], revision["models"][request["model"]]
         if revision["window"] == "day":
             self.days[account, group, window["start"]] = window
         else:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gratis.offer import Offer
 
 
-class Case(Struct, frozen=True):
+class Case(Struct, frozen=True, gc=False):
     """How requests alike in all but size and time are judged, as long as their time lies within `span`.
 
     `window` is the calendar window of that span; None where windows roll, or no group covers the request.

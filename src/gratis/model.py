@@ -2,7 +2,8 @@
 
 Nothing here knows an offer, a store or a clock. What comes from outside is a `Request`, and it is
 checked here, once, before anything else sees it; all other values are made by Gratis itself. They are
-frozen msgspec structs: a frozen dataclass says the same and takes eight times as long to make.
+frozen msgspec structs: a frozen dataclass says the same and takes eight times as long to make. None of them
+can be part of a cycle, so the garbage collector need not look at them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Durability(StrEnum):
 KINDS = {kind.value: kind for kind in Kind}
 
 
-class Request(Struct, frozen=True, kw_only=True):
+class Request(Struct, frozen=True, gc=False, kw_only=True):
     """One LLM call as the caller counted it.
 
     `at` is the caller's own time of the first attempt: a retry is the same request, so it keeps it.
@@ -143,9 +144,9 @@ class Request(Struct, frozen=True, kw_only=True):
         if self.project is not None:
             check_name("project", self.project)
         _check_model(self.model)
-        at = utc(self.at)
-        if at is not self.at:
-            force_setattr(self, "at", at)
+        at = self.at
+        if type(at) is not datetime or at.tzinfo is not UTC or not AT_MIN <= at < AT_MAX:
+            force_setattr(self, "at", utc(at))
         given, made = self.input_tokens, self.output_tokens
         if given is not None and (type(given) is not int or not 0 <= given <= TOKENS_MAX):
             raise _bad_tokens("input_tokens", given)
@@ -170,14 +171,14 @@ class Request(Struct, frozen=True, kw_only=True):
         return self.input_tokens + self.output_tokens
 
 
-class Window(Struct, frozen=True):
+class Window(Struct, frozen=True, gc=False):
     """The span in which one allowance counts: `start` belongs to it, `end` to the next one."""
 
     start: datetime
     end: datetime
 
 
-class Enrollment(Struct, frozen=True, kw_only=True):
+class Enrollment(Struct, frozen=True, gc=False, kw_only=True):
     """An account takes part in an offer: the facts on which eligibility rests.
 
     `starts` and `ends` bound it by the request's own time. `owners` are those who may change it; left empty,
@@ -218,7 +219,7 @@ class Enrollment(Struct, frozen=True, kw_only=True):
             raise EnrollmentError(f"ends: {stamp(self.ends)} is not after starts {stamp(self.starts)}")
 
 
-class Change(Struct, frozen=True):
+class Change(Struct, frozen=True, gc=False):
     """One change of an enrollment: what it became, who did it, when it was acknowledged."""
 
     version: int
@@ -227,7 +228,7 @@ class Change(Struct, frozen=True):
     enrollment: Enrollment
 
 
-class Terms(Struct, frozen=True):
+class Terms(Struct, frozen=True, gc=False):
     """What a decision rests on: all that is known of a request before its window is looked at.
 
     With a `reason` the request is excluded, and no group covers it. `window` names the kind of window.
@@ -245,7 +246,7 @@ class Terms(Struct, frozen=True):
     window: str = ""
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, gc=False):
     """The verdict on one request, with its reason, window and totals.
 
     A request that was judged against an allowance has a group, an allowance and totals; one that was excluded
@@ -342,7 +343,7 @@ class Decision(Struct, frozen=True):
         return None if self.window is None else self.window.end
 
 
-class Entry(Struct, frozen=True):
+class Entry(Struct, frozen=True, gc=False):
     """One line of the ledger: the decision, its place among all decisions, and when it was made."""
 
     entry: int

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-class Charge(Struct, frozen=True):
+class Charge(Struct, frozen=True, gc=False):
     """What a store is asked to apply, once.
 
     `amount` is what the request would take of its allowance. `window` is the one in which it falls; with `rolls`
@@ -36,7 +36,7 @@ class Charge(Struct, frozen=True):
     rolls: bool
 
 
-class Tally(Struct, frozen=True):
+class Tally(Struct, frozen=True, gc=False):
     """What a store keeps of one window: free tokens taken so far, and how many decisions."""
 
     window: Window

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from gratis.audit.replay import Tallies
+from gratis.audit.replay import TallyKey, tally_key
 from gratis.audit.seen import Seen
 from gratis.book import Cases
 from gratis.lines import decision_line
@@ -73,7 +73,7 @@ class Audit:
         self._offer_named = offer_named
         self._cases: dict[tuple[str, bool, Counts, Overage], Cases | None] = {}
         self._enrollments: dict[Enrollment | None, int] = {}
-        self._tallies = Tallies()
+        self._tallies: dict[TallyKey, Tally] = {}
         self._last: dict[tuple[str, str, str, str, Any], Tally] = {}
         self._seen = Seen()
         self._entry = 0
@@ -137,18 +137,19 @@ class Audit:
         charge = cases.charge(found.request, terms.enrollment, version)
         if charge.terms != terms:
             yield _finding(FindingKind.WRONG_TERMS, entry, "terms", _plain(terms), _plain(charge.terms))
-        before = self._tallies.of(charge)
+        key = tally_key(charge)
+        before = self._tallies.get(key)
         # Whether a window was still kept is the store's to know; the fold only asks whether it had ended.
         kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
         expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)
         yield from _differences(entry, expected)
         if found.window is not None and found.seq is not None and found.used is not None:
             tally = Tally(found.window, found.used, found.seq)
-            self._tallies.put(charge, tally)
+            self._tallies[key] = tally
             group = terms.group or ""
             self._last[found.offer, found.account, group, terms.window, found.window.start] = tally
         elif after is not None:
-            self._tallies.put(charge, after)
+            self._tallies[key] = after
 
 
 def _differences(entry: Entry, expected: Decision) -> Iterator[Finding]:

@@ -5,37 +5,25 @@ No bounds apply: old data is judged as it was. What is remembered is one tally a
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from gratis.audit.seen import Seen
 from gratis.book import Cases
 from gratis.enrollment import in_force
 from gratis.errors import Conflict, RequestError
-from gratis.rule import Tally, decide
+from gratis.rule import decide
 from gratis.stores import Status, repeat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
 
     from gratis.model import Change, Decision, Enrollment, Request
     from gratis.offer import Offer
-    from gratis.rule import Charge
+    from gratis.rule import Charge, Tally
 
 
-class Tallies:
-    """The tally of each window that a fold has come across."""
-
-    def __init__(self) -> None:
-        self._tallies: dict[tuple[str, str, str | None, str, datetime | None], Tally] = {}
-
-    def of(self, charge: Charge) -> Tally | None:
-        """The tally of a charge's window, or of the last one opened where windows roll."""
-        return self._tallies.get(_key(charge))
-
-    def put(self, charge: Charge, tally: Tally) -> None:
-        """What to hold after the charge."""
-        self._tallies[_key(charge)] = tally
+TallyKey = tuple[str, str, str | None, str, datetime | None]
 
 
 class Replay:
@@ -51,7 +39,7 @@ class Replay:
         self._cases = Cases(offer)
         self._assume = assume
         self._changes = changes or {}
-        self._tallies = Tallies()
+        self._tallies: dict[TallyKey, Tally] = {}
         self._seen = Seen()
 
     def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
@@ -77,9 +65,10 @@ class Replay:
             )
         else:
             charge = self._cases.charge(request, self._assume, 0)
-        decision, after = decide(charge, self._tallies.of(charge))
+        key = tally_key(charge)
+        decision, after = decide(charge, self._tallies.get(key))
         if after is not None:
-            self._tallies.put(charge, after)
+            self._tallies[key] = after
         self._seen.put(decision)
         return decision
 
@@ -88,7 +77,8 @@ class Replay:
         self._seen.close()
 
 
-def _key(charge: Charge) -> tuple[str, str, str | None, str, datetime | None]:
+def tally_key(charge: Charge) -> TallyKey:
+    """What tells the tally of a charge's window, or of the last one opened where windows roll."""
     terms = charge.terms
     start = None if charge.rolls or charge.window is None else charge.window.start
     return terms.offer, charge.request.account, terms.group, terms.window, start

@@ -7,22 +7,25 @@ the file does not have them; only for the others is it asked.
 from __future__ import annotations
 
 import sqlite3
+from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from gratis.model import Decision, Durability, Reason, Request, Terms, Window
 
 HELD_MAX = 50_000
 FILTER_BITS = 1 << 27
+FILTER_MASK = FILTER_BITS - 1
 
-_SCHEMA = "CREATE TABLE seen (account TEXT, id TEXT, value BLOB, PRIMARY KEY (account, id)) WITHOUT ROWID"
+_SCHEMA = "CREATE TABLE seen (mixed INTEGER PRIMARY KEY, value BLOB)"
 
 
 class _Kept(Struct, array_like=True, frozen=True):
     """A decision as the file keeps it; its terms are one of few, and stay in memory."""
 
-    request: Request
+    request: tuple[Any, ...]
     terms: int
     reason: Reason
     free_tokens: int | None
@@ -44,6 +47,7 @@ class Seen:
         self._held: dict[tuple[str, str], Decision] = {}
         self._filter = bytearray(0)
         self._file: sqlite3.Connection | None = None
+        self._collided: dict[tuple[str, str], Decision] = {}
         self._terms: dict[Terms, int] = {}
         self._by_key: list[Terms] = []
 
@@ -53,11 +57,15 @@ class Seen:
         held = self._held.get(key)
         if held is not None or self._file is None:
             return held
-        low, high = _bits(key)
-        if not (self._filter[low >> 3] >> (low & 7) & 1 and self._filter[high >> 3] >> (high & 7) & 1):
-            return None
-        row = self._file.execute("SELECT value FROM seen WHERE account = ? AND id = ?", key).fetchone()
-        return None if row is None else self._decision(row[0])
+        mixed = hash(key)
+        for bit in (mixed & FILTER_MASK, (mixed >> 32) & FILTER_MASK):
+            if not self._filter[bit >> 3] >> (bit & 7) & 1:
+                return None
+        row = self._file.execute("SELECT value FROM seen WHERE mixed = ?", (mixed,)).fetchone()
+        found = None if row is None else self._decision(row[0])
+        if found is not None and (found.account, found.id) == key:
+            return found
+        return self._collided.get(key)
 
     def put(self, decision: Decision) -> None:
         """Keep the decision of an id that had none."""
@@ -71,20 +79,28 @@ class Seen:
             self._file.close()
 
     def _spill(self) -> None:
+        """Move what is held into the file, ordered as the file is. Two ids of one hash: the second stays in memory."""
         if self._file is None:
             self._filter = bytearray(FILTER_BITS // 8)
             self._file = sqlite3.connect("", isolation_level=None)  # a temporary file, gone when it is closed
             self._file.execute("PRAGMA journal_mode = OFF")
             self._file.execute(_SCHEMA)
+        rows = {}
+        for key, decision in self._held.items():
+            mixed = hash(key)
+            bits = self._filter
+            for bit in (mixed & FILTER_MASK, (mixed >> 32) & FILTER_MASK):
+                bits[bit >> 3] |= 1 << (bit & 7)
+            if mixed in rows:
+                self._collided[key] = decision
+            else:
+                rows[mixed] = self._value(decision)
         self._file.execute("BEGIN")
-        rows = []
-        for key in sorted(self._held):
-            rows.append((*key, self._value(self._held[key])))
-            for bit in _bits(key):
-                self._filter[bit >> 3] |= 1 << (bit & 7)
-        self._file.executemany("INSERT INTO seen VALUES (?, ?, ?)", rows)
+        added = self._file.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?)", sorted(rows.items())).rowcount
         self._file.execute("COMMIT")
-        self._held.clear()
+        held, self._held = self._held, {}
+        if added < len(rows):
+            self._collided.update({key: decision for key, decision in held.items() if self.get(*key) is None})
 
     def _value(self, decision: Decision) -> bytes:
         terms = self._terms.setdefault(decision.terms, len(self._by_key))
@@ -92,7 +108,7 @@ class Seen:
             self._by_key.append(decision.terms)
         return _encode(
             _Kept(
-                decision.request,
+                astuple(decision.request),
                 terms,
                 decision.reason,
                 decision.free_tokens,
@@ -106,7 +122,7 @@ class Seen:
     def _decision(self, value: bytes) -> Decision:
         kept = _decode(value)
         return Decision(
-            kept.request,
+            Request(**dict(zip(Request.__struct_fields__, kept.request, strict=True))),
             self._by_key[kept.terms],
             kept.reason,
             kept.free_tokens,
@@ -116,8 +132,3 @@ class Seen:
             kept.seq,
             Durability.VOLATILE,
         )
-
-
-def _bits(key: tuple[str, str]) -> tuple[int, int]:
-    mixed = hash(key)
-    return mixed & (FILTER_BITS - 1), (mixed >> 32) & (FILTER_BITS - 1)

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gratis.errors import GratisError, RequestError
-from gratis.lines import LINE_BYTES_MAX, decision_line, decode, encode
+from gratis.lines import LINE_BYTES_MAX, decision_fields, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ class Output:
 
     def decisions(self, decisions: list[Decision]) -> None:
         """Print decisions as JSON lines."""
-        self.lines([decision_line(decision) for decision in decisions])
+        self.lines([decision_fields(decision) for decision in decisions])
 
 
 class Complaints:

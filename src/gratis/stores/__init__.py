@@ -35,7 +35,7 @@ CONFLICT_FIELDS = (
 )
 
 
-class Bounds(Struct, frozen=True):
+class Bounds(Struct, frozen=True, gc=False):
     """How far a request's time may lie from the store's clock. Replays of old data run with no bounds.
 
     `keep` is how long a window is kept after its end; later its requests are too late. `ahead` is how far beyond
@@ -57,7 +57,7 @@ class Status(Enum):
     OUTDATED = auto()
 
 
-class Receipt(Struct, frozen=True):
+class Receipt(Struct, frozen=True, gc=False):
     """What a store did with one charge.
 
     DECIDED and REPLAYED carry the decision, CONFLICT the first one and the field that differs, AHEAD the store's
