@@ -125,7 +125,7 @@ class Book:
         self, requests: Sequence[Request]
     ) -> Generator[list[Charge], list[Receipt], list[Decision | RequestError]]:
         """Yield charges, be sent their receipts, return each request's decision or error, in order."""
-        outcomes: dict[int, Decision | RequestError] = {}
+        answers: dict[int, Decision | RequestError] = {}
         pending = list(enumerate(requests))
         for _ in range(ROUNDS_MAX):
             receipts = yield [self.charge(request) for _, request in pending]
@@ -135,9 +135,9 @@ class Book:
                     self.learn(request.account, receipt.change)
                     outdated.append((place, request))
                 else:
-                    outcomes[place] = read(request, receipt)
+                    answers[place] = read(request, receipt)
             if not outdated:
-                return [outcomes[place] for place in range(len(requests))]
+                return [answers[place] for place in range(len(requests))]
             pending = outdated
         raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times while {len(pending)} requests were decided")
 

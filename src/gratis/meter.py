@@ -70,16 +70,16 @@ class Meter:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
         (receipt,) = self._store.apply((self._book.charge(request),))
         if receipt.status is Status.OUTDATED:
-            (outcome,) = self.decide_many((request,))
+            (answer,) = self.decide_many((request,))
         else:
-            outcome = read(request, receipt)
-        if isinstance(outcome, RequestError):
-            raise outcome
-        return outcome
+            answer = read(request, receipt)
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
 
     def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
         """Decide requests in order, as if one by one; one that cannot be decided has its error in its place."""
-        outcomes: list[Decision | RequestError] = []
+        answers: list[Decision | RequestError] = []
         for first in range(0, len(requests), BATCH_MAX):
             flow = self._book.decisions(requests[first : first + BATCH_MAX])
             charges = next(flow)
@@ -87,8 +87,8 @@ class Meter:
                 while True:
                     charges = flow.send(self._store.apply(charges))
             except StopIteration as end:
-                outcomes += end.value
-        return outcomes
+                answers += end.value
+        return answers
 
     def explain(self, request: Request) -> Explanation:
         """Say whether a request would be free now, and the largest size that still fits; writes nothing."""
@@ -182,16 +182,16 @@ class AsyncMeter:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
         (receipt,) = await self._gathered.apply((self._book.charge(request),))
         if receipt.status is Status.OUTDATED:
-            (outcome,) = await self.decide_many((request,))
+            (answer,) = await self.decide_many((request,))
         else:
-            outcome = read(request, receipt)
-        if isinstance(outcome, RequestError):
-            raise outcome
-        return outcome
+            answer = read(request, receipt)
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
 
     async def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
         """Decide requests in order, as if one by one; one that cannot be decided has its error in its place."""
-        outcomes: list[Decision | RequestError] = []
+        answers: list[Decision | RequestError] = []
         for first in range(0, len(requests), BATCH_MAX):
             flow = self._book.decisions(requests[first : first + BATCH_MAX])
             charges = next(flow)
@@ -199,8 +199,8 @@ class AsyncMeter:
                 while True:
                     charges = flow.send(await self._gathered.apply(charges))
             except StopIteration as end:
-                outcomes += end.value
-        return outcomes
+                answers += end.value
+        return answers
 
     async def explain(self, request: Request) -> Explanation:
         """Say whether a request would be free now, and the largest size that still fits; writes nothing."""

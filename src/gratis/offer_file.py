@@ -344,7 +344,7 @@ class _Fault:
         found = f"{error['input']!r:.80}"
         match error["type"]:
             case "extra_forbidden":
-                return self(key, "an unknown key", "one of the keys that README lists for this table")
+                return self(key, "an unknown key", f"one of {', '.join(_keys_beside(key))}")
             case "missing":
                 return self(key[:-1], f"{key[-1]} is missing", f"{key[-1]}")
             case "union_tag_not_found" | "union_tag_invalid":
@@ -355,3 +355,15 @@ class _Fault:
 
 
 UNION_BRANCHES = frozenset({"calendar", "rolling", "int", "constrained-int", "dict[str,constrained-int]"})
+
+
+def _keys_beside(key: Key) -> list[str]:
+    """The keys that the table of this key may have."""
+    table: tuple[type[_Table], ...] = (_OfferTable,)
+    if "window" in key:
+        table = (_CalendarTable, _RollingTable)
+    elif "groups" in key:
+        table = (_GroupTable,)
+    elif "revisions" in key[:-1]:
+        table = (_RevisionTable,)
+    return [field.alias or name for kind in table for name, field in kind.model_fields.items()]

@@ -44,13 +44,13 @@ class Replay:
 
     def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
         """Decide the next requests of the log; one that cannot be decided has its error in its place."""
-        outcomes: list[Decision | RequestError] = []
+        answers: list[Decision | RequestError] = []
         for request in requests:
             try:
-                outcomes.append(self.decide(request))
+                answers.append(self.decide(request))
             except RequestError as error:
-                outcomes.append(error)
-        return outcomes
+                answers.append(error)
+        return answers
 
     def decide(self, request: Request) -> Decision:
         """Decide the next request of the log."""

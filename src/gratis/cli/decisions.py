@@ -33,7 +33,7 @@ COLUMNS = (
     ("reason", 20, False),
 )
 
-Outcome = Decision | RequestError
+Answer = Decision | RequestError
 
 
 def decide(arguments: argparse.Namespace) -> int:
@@ -67,7 +67,7 @@ def assumed(arguments: argparse.Namespace) -> Enrollment | None:
     return Enrollment(tier=arguments.tier, sharing=sharing, projects=projects)
 
 
-def _judge(arguments: argparse.Namespace, judge: Callable[[Sequence[Request]], list[Outcome]]) -> int:
+def _judge(arguments: argparse.Namespace, judge: Callable[[Sequence[Request]], list[Answer]]) -> int:
     """Judge a stream of requests in its order; a bad line is reported and the others go on."""
     complain, progress = Complaints(arguments.file), Progress("requests")
     show = Listing(COLUMNS).decisions if is_table(arguments.format) else Output().decisions
@@ -84,11 +84,11 @@ def _judge(arguments: argparse.Namespace, judge: Callable[[Sequence[Request]], l
                     if line.strip():
                         errors.append((number, error))
             decisions = []
-            for number, outcome in zip(numbers, judge(requests), strict=True):
-                if isinstance(outcome, RequestError):
-                    errors.append((number, outcome))
+            for number, answer in zip(numbers, judge(requests), strict=True):
+                if isinstance(answer, RequestError):
+                    errors.append((number, answer))
                 else:
-                    decisions.append(outcome)
+                    decisions.append(answer)
             show(decisions)
             progress.add(len(batch))
             for number, reason in sorted(errors, key=_by_number):

@@ -55,10 +55,10 @@ def _decide(meter: Meter, account: str, rows: tuple[tuple[str, int], ...]) -> li
             Request(id=f"demo-{clock}", model=MODEL, at=at, input_tokens=tokens, output_tokens=0, account=account)
         )
     decisions = []
-    for outcome in meter.decide_many(requests):
-        if isinstance(outcome, RequestError):
-            raise outcome
-        decisions.append(outcome)
+    for answer in meter.decide_many(requests):
+        if isinstance(answer, RequestError):
+            raise answer
+        decisions.append(answer)
     return decisions
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TERMS_CACHED_MAX = 10_000
 
+_TallyKey = tuple[int, str | None, str, datetime | None]
+
 _FIND_ACCOUNT = "SELECT account FROM accounts WHERE offer = ? AND name = ?"
 _FIND_ID = (
     "SELECT a.version, l.entry FROM accounts a LEFT JOIN ledger l ON l.account = a.account AND l.id = ?"
@@ -85,9 +87,9 @@ class Work:
         self._keys = keys
         self._durability = durability
         self._bounds = bounds
-        self._tallies: dict[tuple[Any, ...], tuple[int | None, Tally | None]] = {}
+        self._tallies: dict[_TallyKey, tuple[int, Tally]] = {}
         self._changed: dict[int, Tally] = {}
-        self._decided: dict[tuple[int | None, str], Decision] = {}
+        self._decided: dict[tuple[int, str], Decision] = {}
         self._rows: list[tuple[Any, ...]] = []
 
     def run(self, charges: Sequence[Charge], now: datetime, *, dry: bool) -> list[Receipt]:
@@ -101,74 +103,78 @@ class Work:
         return receipts
 
     def _apply(self, charge: Charge, now: datetime, *, dry: bool) -> Receipt:
-        request, terms = charge.request, charge.terms
-        account = self.account(terms.offer, request.account, create=not dry)
-        first = self._decided.get((account, request.id))
+        request, terms, bounds = charge.request, charge.terms, self._bounds
+        account = self.account(terms.offer, request.account)
+        version, first = self._found(account, request.id)
         if first is not None:
             return repeat(request, first)
-        version = 0
-        if account is not None:
-            version, entry = self._connection.execute(_FIND_ID, (request.id, account)).fetchone()
-            if entry is not None:
-                row = self._connection.execute(_GET_ENTRIES + "l.entry = ?", (entry,)).fetchone()
-                return repeat(request, self._entry(row).decision)
-        bounds = self._bounds
         if bounds is not None and request.at > now + bounds.ahead:
             return Receipt(Status.AHEAD, now=now)
         if version != charge.version:
             history = self._history(account)
             return Receipt(Status.OUTDATED, change=history[-1] if history else None)
 
-        key = (
-            account,
-            terms.group,
-            terms.window,
-            None if charge.rolls or charge.window is None else charge.window.start,
-        )
-        window, tally = (None, None) if charge.window is None else self._tally(key)
+        window, tally = (None, None) if account is None or charge.window is None else self._tally(account, charge)
         kept_since = None if bounds is None else now - bounds.keep
         decision, after = decide(charge, tally, kept_since=kept_since, durability=self._durability)
-        if dry:
-            return Receipt(Status.DECIDED, decision)
-
-        if after is None:
-            window = None
-        else:
-            if window is None or (tally is not None and tally.window != after.window):
+        if not dry:
+            if account is None:
+                account = self._add_account(terms.offer, request.account)
+            if after is None:
+                window = None
+            elif window is None or tally is None or tally.window != after.window:
                 window = self._add_window(account, terms, after)
+                self._tallies[_key(account, charge)] = (window, after)
             else:
                 self._changed[window] = after
-            self._tallies[key] = (window, after)
-        self._decided[account, request.id] = decision
-        self._rows.append(
-            (
-                account,
-                request.id,
-                self._terms_key(terms),
-                request.model,
-                request.project,
-                request.input_tokens,
-                request.output_tokens,
-                request.cached_tokens,
-                request.kind.value,
-                encode(request.tools).decode() if request.tools else None,
-                micros(request.at),
-                decision.reason.value,
-                decision.free_tokens,
-                decision.used,
-                decision.total,
-                window,
-                decision.seq,
-                micros(now),
-            )
-        )
+                self._tallies[_key(account, charge)] = (window, after)
+            self._decided[account, request.id] = decision
+            self._rows.append(self._row(account, decision, window, now))
         return Receipt(Status.DECIDED, decision)
+
+    def _found(self, account: int | None, request_id: str) -> tuple[int, Decision | None]:
+        """The version of the account's enrollment, and the decision that this id has already."""
+        if account is None:
+            return 0, None
+        first = self._decided.get((account, request_id))
+        if first is not None:
+            return 0, first
+        version, entry = self._connection.execute(_FIND_ID, (request_id, account)).fetchone()
+        if entry is not None:
+            first = self._entry(self._connection.execute(_GET_ENTRIES + "l.entry = ?", (entry,)).fetchone()).decision
+        return version, first
+
+    def _row(self, account: int, decision: Decision, window: int | None, now: datetime) -> tuple[Any, ...]:
+        """A decision as a row of the ledger, in the order of `_ADD_ENTRY`."""
+        request = decision.request
+        return (
+            account,
+            request.id,
+            self._terms_key(decision.terms),
+            request.model,
+            request.project,
+            request.input_tokens,
+            request.output_tokens,
+            request.cached_tokens,
+            request.kind.value,
+            encode(request.tools).decode() if request.tools else None,
+            micros(request.at),
+            decision.reason.value,
+            decision.free_tokens,
+            decision.used,
+            decision.total,
+            window,
+            decision.seq,
+            micros(now),
+        )
 
     def enroll(
         self, offer: str, name: str, enrollment: Enrollment, *, actor: str, now: datetime, revision: Revision | None
     ) -> Change:
         """Change an account's enrollment."""
-        account = self.account(offer, name, create=True)
+        account = self.account(offer, name)
+        if account is None:
+            account = self._add_account(offer, name)
         made = change(self._history(account), enrollment, actor=actor, at=now, revision=revision)
         facts = encode(enrollment_line(made.enrollment)).decode()
         self._connection.execute(_ADD_CHANGE, (account, made.version, micros(made.at), actor, facts))
@@ -177,7 +183,7 @@ class Work:
 
     def enrollments(self, offer: str, name: str) -> list[Change]:
         """Every change of an account's enrollment, oldest first."""
-        account = self.account(offer, name, create=False)
+        account = self.account(offer, name)
         return [] if account is None else self._history(account)
 
     def tallies(self, offer: str, name: str, at: datetime | None) -> list[tuple[str, str, Tally]]:
@@ -207,34 +213,38 @@ class Work:
             Change(version, _instant(at), actor, enrollment_of(decode(facts))) for version, at, actor, facts in rows
         ]
 
-    def account(self, offer: str, name: str, *, create: bool) -> int | None:
-        """The account's key in the file."""
+    def account(self, offer: str, name: str) -> int | None:
+        """The account's key in the file, if it has one."""
         key = self._keys.accounts.get((offer, name))
         if key is None:
             row = self._connection.execute(_FIND_ACCOUNT, (offer, name)).fetchone()
-            if row is not None:
-                (key,) = row
-            elif create:
-                key = self._connection.execute(
-                    "INSERT INTO accounts (offer, name) VALUES (?, ?)", (offer, name)
-                ).lastrowid
-            else:
+            if row is None:
                 return None
-            assert key is not None, "an insert has a row id"
-            self._keys.accounts[offer, name] = key
+            key = self._keys.accounts[offer, name] = int(row[0])
         return key
 
-    def _tally(self, key: tuple[Any, ...]) -> tuple[int | None, Tally | None]:
+    def _add_account(self, offer: str, name: str) -> int:
+        key = self._connection.execute("INSERT INTO accounts (offer, name) VALUES (?, ?)", (offer, name)).lastrowid
+        assert key is not None, "an insert has a row id"
+        self._keys.accounts[offer, name] = key
+        return key
+
+    def _tally(self, account: int, charge: Charge) -> tuple[int | None, Tally | None]:
+        """The window of a charge and its tally, or those of the last one opened where windows roll."""
+        key = _key(account, charge)
         if key not in self._tallies:
-            find = _FIND_ROLLING if key[3] is None else _FIND_CALENDAR
-            row = self._connection.execute(find, key[:3] if key[3] is None else (*key[:3], micros(key[3]))).fetchone()
+            *place, start = key
+            if start is None:
+                row = self._connection.execute(_FIND_ROLLING, place).fetchone()
+            else:
+                row = self._connection.execute(_FIND_CALENDAR, (*place, micros(start))).fetchone()
             if row is None:
                 return None, None
             window, start, end, used, seq = row
             self._tallies[key] = (window, Tally(Window(_instant(start), _instant(end)), used, seq))
         return self._tallies[key]
 
-    def _add_window(self, account: int | None, terms: Terms, tally: Tally) -> int:
+    def _add_window(self, account: int, terms: Terms, tally: Tally) -> int:
         start, end = micros(tally.window.start), micros(tally.window.end)
         row = (account, terms.group, terms.window, start, end, tally.used, tally.seq)
         key = self._connection.execute(_ADD_WINDOW, row).lastrowid
@@ -296,6 +306,12 @@ class Work:
                 known_by_key.clear()
             known_by_key[key] = known
         return known
+
+
+def _key(account: int, charge: Charge) -> _TallyKey:
+    """What tells a tally in one file; where windows roll there is one that counts, the last."""
+    start = None if charge.rolls or charge.window is None else charge.window.start
+    return account, charge.terms.group, charge.terms.window, start
 
 
 def micros(instant: datetime) -> int:

@@ -1,0 +1,246 @@
+"""The shape of the code base: what would rot unless a test read it."""
+
+import ast
+import re
+from pathlib import Path
+
+import gratis
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "gratis"
+
+# From the ground up. A module imports only what stands above it in this list, that is, below it in the house.
+FLOORS = {
+    "nouns": ["errors", "model", "lines", "toml_key", "clock"],
+    "pure": ["window", "offer", "enrollment", "rule", "classify", "offer_file"],
+    "stores": [
+        "stores",
+        "stores.memory",
+        "stores.sqlite.file",
+        "stores.sqlite.work",
+        "stores.sqlite.store",
+        "stores.sqlite",
+        "stores.gather",
+        "stores.urls",
+    ],
+    "meter": ["ledger", "offers", "book", "meter", ""],
+    "proofs": ["audit", "audit.seen", "audit.replay", "audit.fold"],
+    "edges": [
+        "cli.screen",
+        "cli.streams",
+        "cli.decisions",
+        "cli.accounts",
+        "cli.demo",
+        "cli.ledgers",
+        "cli.offering",
+        "cli.arguments",
+        "cli",
+        "__main__",
+    ],
+}
+ORDER = {name: place for place, name in enumerate(name for floor in FLOORS.values() for name in floor)}
+
+# The pure floors touch nothing outside their arguments.
+IMPURE = {
+    "os",
+    "io",
+    "sys",
+    "time",
+    "random",
+    "secrets",
+    "socket",
+    "sqlite3",
+    "subprocess",
+    "threading",
+    "asyncio",
+    "pathlib",
+}
+
+BANNED = {
+    "bucket": "group or window",
+    "backend": "store",
+    "budget": "allowance",
+    "entitlement": "enrollment",
+    "lease": "hold",
+    "outcome": "decision",
+    "pool": "group",
+    "promo": "offer",
+    "quota": "allowance",
+    "subscription": "enrollment",
+    "tenant": "account",
+    "violation": "finding",
+}
+ALLOWED = {"OutcomeUnknown", "ThreadPoolExecutor"}
+FUNCTION_LINES_MAX = 60
+PUBLIC_MAX = 20
+
+
+def modules():
+    """Each module's name below gratis, its path and its tree."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        yield name, path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree):
+    """Each module that a tree imports, and whether only for types."""
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in typing_only
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their module in full"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}".removeprefix("gratis.")
+                is_module = node.module.split(".")[0] == "gratis" and inner in ORDER
+                yield (f"gratis.{inner}" if is_module else node.module), id(node) in typing_only
+
+
+def test_every_module_has_a_floor():
+    """The list of floors names the modules that there are, each once."""
+    assert sorted(name for name, _, _ in modules()) == sorted(ORDER)
+
+
+def test_imports_only_go_down():
+    """No module imports one that stands above it, not even for its types, errors excepted."""
+    upward = []
+    for name, _, tree in modules():
+        for imported, is_typing in imports(tree):
+            if imported == "gratis" or imported.startswith("gratis."):
+                below = imported.removeprefix("gratis").removeprefix(".")
+                is_down = ORDER[below] < ORDER[name]
+                # errors.py carries a Decision in its types; nothing of it runs.
+                if not is_down and not (name == "errors" and is_typing):
+                    upward.append(f"{name or 'gratis'} imports {below}")
+    assert upward == []
+
+
+def test_the_pure_floors_are_pure():
+    """Nouns and pure modules import nothing that does I/O, reads a clock or is random."""
+    found = {
+        (name, imported)
+        for name, _, tree in modules()
+        if name in (*FLOORS["nouns"], *FLOORS["pure"]) and name != "clock"
+        for imported, _ in imports(tree)
+        if imported.split(".")[0] in IMPURE
+    }
+    assert found == set()
+
+
+def test_only_the_clock_reads_the_time_of_day():
+    """Time is an argument everywhere but in clock.py."""
+    found = []
+    for name, path, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in {"now", "utcnow", "today", "time_ns"}:
+                owner = node.value.id if isinstance(node.value, ast.Name) else ""
+                if owner in {"datetime", "date", "time"} and name != "clock":
+                    found.append(f"{path.name}:{node.lineno}")
+    assert found == []
+
+
+def test_one_vocabulary():
+    """No word of the contract goes by another name, in Python, SQL, TOML or prose."""
+    texts = [*SOURCE.rglob("*.py"), *SOURCE.rglob("*.sql"), *(ROOT / "config").glob("*.toml"), ROOT / "README.md"]
+    found = []
+    for path in texts:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            for allowed in ALLOWED:
+                line = line.replace(allowed, "")  # noqa: PLW2901 - the line without them
+            for word, instead in BANNED.items():
+                if re.search(rf"(?<![a-z]){word}s?(?![a-z])", line, flags=re.IGNORECASE):
+                    found.append(f"{path.name}:{number}: {word}; say {instead}")
+    assert found == []
+
+
+def test_every_module_says_what_it_decides():
+    """Each module and each public class and function has a docstring."""
+    found = [path.name for _, path, tree in modules() if not ast.get_docstring(tree)]
+    assert found == []
+
+
+def test_functions_fit_on_a_screen():
+    """No function is longer than a screen."""
+    found = [
+        f"{path.name}:{node.lineno} {node.name}"
+        for _, path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno + 1 > FUNCTION_LINES_MAX
+    ]
+    assert found == []
+
+
+def test_lint_exceptions_have_reasons():
+    """Each exception to a lint rule says why, on its line."""
+    found = []
+    for path in sorted([*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]):
+        reasons = {}
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            comment = re.search(r"#\s*(?:noqa|type: ignore)[:\[]?\s*([A-Z0-9, ]*)\]?(.*)", line)
+            if comment is None or path.name == "test_tidy.py":
+                continue
+            codes, reason = comment[1].strip(), comment[2].strip(" -]")
+            if not codes:
+                found.append(f"{path.name}:{number}: names no rule")
+            elif not reason and codes not in reasons:
+                found.append(f"{path.name}:{number}: {codes} without a reason")
+            reasons[codes] = reason
+    assert found == []
+
+
+def test_public_names_are_pinned():
+    """The public surface is this, sorted, and at most twenty names."""
+    expected = [
+        "AsyncMeter",
+        "Conflict",
+        "Decision",
+        "Enrollment",
+        "EnrollmentError",
+        "Entry",
+        "Explanation",
+        "GratisError",
+        "Meter",
+        "NotExecuted",
+        "Offer",
+        "OfferError",
+        "OutcomeUnknown",
+        "Reason",
+        "Request",
+        "RequestError",
+        "Sharing",
+        "Standing",
+        "StoreError",
+        "Verdict",
+    ]
+    assert gratis.__all__ == expected
+    assert len(expected) <= PUBLIC_MAX
+
+
+def test_nothing_is_left_to_do():
+    """No note of something unfinished is committed."""
+    words = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+    found = [path.name for path in SOURCE.rglob("*.py") if words.search(path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_no_place_of_one_machine_is_named():
+    """No file names a package registry's host or a home folder, and no lock file carries addresses."""
+    pattern = re.compile(r"index-url|extra-index|/root/|/home/[a-z]", flags=re.IGNORECASE)
+    found = [
+        str(path.relative_to(ROOT))
+        for folder in ("src", "tests", "benchmarks", "config", ".github", ".ci")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+        and path.suffix in {".py", ".toml", ".md", ".sql", ".txt", ""}
+        and path.name != "test_tidy.py"
+        and pattern.search(path.read_text(encoding="utf-8", errors="ignore"))
+    ]
+    assert found == []
