@@ -537,7 +537,8 @@ class World:
         """A store knows the accounts that were enrolled or asked, and every change that was acknowledged."""
         known = {account for account, _ in self.oracle.decided} | set(self.oracle.enrolled)
         for meter in (self.remembered[0], self.filed[0]):
-            if 0: assert sorted(meter._store.accounts()) == sorted((OFFER, account) for account in known)
+            if 0:
+                assert sorted(meter._store.accounts()) == sorted((OFFER, account) for account in known)
             for account in known:
                 tiers = [change.enrollment.tier for change in meter.enrollments(account)]
                 assert tiers == [facts["tier"] for facts in self.oracle.enrolled.get(account, ())]

@@ -121,7 +121,10 @@ def parse(text: str, *, file: str) -> Offer:
     try:
         table = _OfferTable.model_validate(data)
     except ValidationError as error:
-        raise fault.of_shape(error.errors()[0]) from None
+        errors = error.errors()
+        # A key that is unknown is often one that is missing, misspelled: it is the better hint.
+        unknown = [found for found in errors if found["type"] == "extra_forbidden"]
+        raise fault.of_shape((unknown or errors)[0]) from None
     for number, revision in enumerate(table.revisions):
         _check_revision(revision, ("revisions", number), fault)
     _check_order(table.revisions, fault)
@@ -346,7 +349,7 @@ class _Fault:
             case "extra_forbidden":
                 return self(key, "an unknown key", f"one of {', '.join(_keys_beside(key))}")
             case "missing":
-                return self(key[:-1], f"{key[-1]} is missing", f"{key[-1]}")
+                return self(key[:-1], f"{key[-1]} is missing", "a value for it")
             case "union_tag_not_found" | "union_tag_invalid":
                 return self(key, found, "kind = 'calendar' or kind = 'rolling'")
             case _:
