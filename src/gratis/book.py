@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from gratis.classify import Case, case_of, charge_in, window_at
 from gratis.errors import Conflict, NotExecuted, RequestError
-from gratis.model import stamp
+from gratis.model import Kind, stamp
 from gratis.stores import Status
 from gratis.window import Rolling
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 ROUNDS_MAX = 16
 ACCOUNTS_CACHED_MAX = 100_000
 CASES_CACHED_MAX = 10_000
+
+# Looked up once: in Python 3.11 naming a member of an enum is slow.
+_DECIDED, _REPLAYED, _OUTDATED = Status.DECIDED, Status.REPLAYED, Status.OUTDATED
+_COMPLETION = Kind.COMPLETION
 
 
 class Explanation(Struct, frozen=True):
@@ -78,15 +82,9 @@ class Cases:
 
     def charge(self, request: Request, enrollment: Enrollment | None, version: int) -> Charge:
         """The charge of a request; an account's version stands for its enrollment."""
-        key = (
-            request.account,
-            version,
-            request.model,
-            request.project,
-            request.kind,
-            request.tools,
-            request.tokens is None,
-        )
+        key: tuple[Any, ...] = (request.account, version, request.model, request.project)
+        if request.kind is not _COMPLETION or request.tools or request.tokens is None:
+            key = (*key, request.kind, request.tools, request.tokens is None)
         case = self._cases.get(key)
         if case is None or not case.span.start <= request.at < case.span.end:
             case = case_of(self.offer, request, enrollment)
@@ -131,7 +129,7 @@ class Book:
             receipts = yield [self.charge(request) for _, request in pending]
             outdated = []
             for (place, request), receipt in zip(pending, receipts, strict=True):
-                if receipt.status is Status.OUTDATED:
+                if receipt.status is _OUTDATED:
                     self.learn(request.account, receipt.change)
                     outdated.append((place, request))
                 else:
@@ -176,20 +174,17 @@ class Book:
 
 def read(request: Request, receipt: Receipt) -> Decision | RequestError:
     """What a receipt says of its request."""
-    match receipt.status:
-        case Status.DECIDED | Status.REPLAYED:
-            assert receipt.decision is not None, "a decided charge has its decision"
-            assert receipt.decision.request.id == request.id, "the answer is that of this request"
-            return receipt.decision
-        case Status.CONFLICT:
-            assert receipt.decision is not None, "a conflict carries the first decision"
-            assert receipt.field is not None, "a conflict names the field"
-            return Conflict(receipt.field, receipt.decision)
-        case Status.AHEAD:
-            assert receipt.now is not None, "a refusal for time tells the store's"
-            return RequestError(
-                "at",
-                f"found {stamp(request.at)}, ahead of the store's clock, {stamp(receipt.now)}; nothing was written",
-            )
-        case Status.OUTDATED:
-            raise AssertionError("an outdated charge is asked again, never answered")
+    decision = receipt.decision
+    if receipt.status is _DECIDED or receipt.status is _REPLAYED:
+        assert decision is not None, "a decided charge has its decision"
+        assert decision.request.id == request.id, "the answer is that of this request"
+        return decision
+    if receipt.status is Status.CONFLICT:
+        assert decision is not None, "a conflict carries the first decision"
+        assert receipt.field is not None, "a conflict names the field"
+        return Conflict(receipt.field, decision)
+    assert receipt.status is Status.AHEAD, "an outdated charge is asked again, never answered"
+    assert receipt.now is not None, "a refusal for time tells the store's"
+    return RequestError(
+        "at", f"found {stamp(request.at)}, ahead of the store's clock, {stamp(receipt.now)}; nothing was written"
+    )

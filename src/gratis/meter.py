@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gratis.stores import Store
 
 PAGE = 1_000
+_OUTDATED = Status.OUTDATED
 
 
 class Meter:
@@ -69,7 +70,7 @@ class Meter:
     def decide(self, request: Request) -> Decision:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
         (receipt,) = self._store.apply((self._book.charge(request),))
-        if receipt.status is Status.OUTDATED:
+        if receipt.status is _OUTDATED:
             (answer,) = self.decide_many((request,))
         else:
             answer = read(request, receipt)
@@ -181,7 +182,7 @@ class AsyncMeter:
     async def decide(self, request: Request) -> Decision:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
         (receipt,) = await self._gathered.apply((self._book.charge(request),))
-        if receipt.status is Status.OUTDATED:
+        if receipt.status is _OUTDATED:
             (answer,) = await self.decide_many((request,))
         else:
             answer = read(request, receipt)

@@ -118,6 +118,9 @@ class Durability(StrEnum):
 
 KINDS = {kind.value: kind for kind in Kind}
 
+# Looked up once: in Python 3.11 naming a member of an enum is slow.
+_FREE, _BILLED, _WITHIN = Verdict.FREE, Verdict.BILLED, Reason.WITHIN_ALLOWANCE
+
 
 class Request(Struct, frozen=True, gc=False, kw_only=True):
     """One LLM call as the caller counted it.
@@ -267,12 +270,12 @@ class Decision(Struct, frozen=True, gc=False):
     @property
     def verdict(self) -> Verdict:
         """Free only when all of it is free."""
-        return Verdict.FREE if self.reason is Reason.WITHIN_ALLOWANCE else Verdict.BILLED
+        return _FREE if self.reason is _WITHIN else _BILLED
 
     @property
     def is_free(self) -> bool:
         """Whether all of the request is free."""
-        return self.reason is Reason.WITHIN_ALLOWANCE
+        return self.reason is _WITHIN
 
     @property
     def is_judged(self) -> bool:
@@ -302,7 +305,7 @@ class Decision(Struct, frozen=True, gc=False):
     @property
     def billed_tokens(self) -> int | None:
         """What is not free; None if unmeasured."""
-        if self.is_free:
+        if self.reason is _WITHIN:
             return 0
         tokens = self.request.tokens
         return None if tokens is None else tokens - (self.free_tokens or 0)

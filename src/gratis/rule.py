@@ -20,6 +20,10 @@ from gratis.model import Counts, Decision, Durability, Overage, Reason, Request,
 if TYPE_CHECKING:
     from datetime import datetime
 
+# Looked up once: in Python 3.11 naming a member of an enum costs more than the rule.
+_WITHIN, _OVER = Reason.WITHIN_ALLOWANCE, Reason.OVER_ALLOWANCE
+_ALL, _EXCESS = Counts.ALL, Overage.EXCESS
+
 
 class Charge(Struct, frozen=True, gc=False):
     """What a store is asked to apply, once.
@@ -53,14 +57,14 @@ def free_part(amount: int, *, allowance: int, used: int, overage: Overage) -> in
     """How much of a request is free: all, nothing, or, if only the excess is billed, what is left."""
     if is_free(amount, allowance=allowance, used=used):
         return amount
-    if overage is Overage.EXCESS:
+    if overage is _EXCESS:
         return max(0, allowance - used)
     return 0
 
 
 def used_after(amount: int, *, free: int, used: int, counts: Counts) -> int:
     """What is used after a request of which `free` was free."""
-    return used + (amount if counts is Counts.ALL else free)
+    return used + (amount if counts is _ALL else free)
 
 
 def decide(
@@ -90,22 +94,13 @@ def decide(
     amount, allowance = charge.amount, terms.allowance
     used, seq = (0, 0) if tally is None else (tally.used, tally.seq)
     fits = is_free(amount, allowance=allowance, used=used)
-    free = free_part(amount, allowance=allowance, used=used, overage=terms.overage)
-    after = None
-    if tally is not None or not charge.rolls or fits or free > 0:
-        after = Tally(window, used_after(amount, free=free, used=used, counts=terms.counts), seq + 1)
-    decision = Decision(
-        request,
-        terms,
-        Reason.WITHIN_ALLOWANCE if fits else Reason.OVER_ALLOWANCE,
-        free_tokens(request, amount=amount, free=free, fits=fits),
-        used if after is None else after.used,
-        used + amount,
-        None if after is None else window,
-        None if after is None else after.seq,
-        durability,
-    )
-    return decision, after
+    free = amount if fits else free_part(amount, allowance=allowance, used=used, overage=terms.overage)
+    reason, total = (_WITHIN if fits else _OVER), used + amount
+    tokens = free_tokens(request, amount=amount, free=free, fits=fits)
+    if charge.rolls and tally is None and not fits and free == 0:
+        return Decision(request, terms, reason, tokens, used, total, None, None, durability), None
+    after = Tally(window, used_after(amount, free=free, used=used, counts=terms.counts), seq + 1)
+    return Decision(request, terms, reason, tokens, after.used, total, window, after.seq, durability), after
 
 
 def free_tokens(request: Request, *, amount: int, free: int, fits: bool) -> int | None:

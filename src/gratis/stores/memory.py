@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from gratis.rule import Charge, Tally
 
 PAGE = 1_000
+_DECIDED = Status.DECIDED  # looked up once: in Python 3.11 naming a member of an enum is slow
 
 
 class _Account:
     """All of one account: its changes, its decisions by id, its tallies by window."""
 
-    __slots__ = ("changes", "decisions", "tallies")
+    __slots__ = ("changes", "decisions", "tallies", "version")
 
     def __init__(self) -> None:
+        self.version = 0
         self.changes: list[Change] = []
         self.decisions: dict[str, Decision] = {}
-        self.tallies: dict[tuple[str, str], dict[datetime, Tally]] = {}
+        self.tallies: dict[tuple[str | None, str], dict[datetime, Tally]] = {}
 
 
 class MemoryStore:
@@ -56,10 +58,13 @@ class MemoryStore:
         """Apply each charge once, in order; with `dry`, say what would happen and write nothing."""
         with self._lock:
             self._check_open()
-            now = self._clock()
-            return [self._apply(charge, now, dry=dry) for charge in charges]
+            now, bounds = self._clock(), self._bounds
+            latest, kept_since = (None, None) if bounds is None else (now + bounds.ahead, now - bounds.keep)
+            return [self._apply(charge, now, latest, kept_since, dry=dry) for charge in charges]
 
-    def _apply(self, charge: Charge, now: datetime, *, dry: bool) -> Receipt:
+    def _apply(
+        self, charge: Charge, now: datetime, latest: datetime | None, kept_since: datetime | None, *, dry: bool
+    ) -> Receipt:
         request, terms = charge.request, charge.terms
         key = (terms.offer, request.account)
         account = self._accounts.get(key)
@@ -68,32 +73,27 @@ class MemoryStore:
         first = account.decisions.get(request.id)
         if first is not None:
             return repeat(request, first)
-        bounds = self._bounds
-        if bounds is not None and request.at > now + bounds.ahead:
+        if latest is not None and request.at > latest:
             return Receipt(Status.AHEAD, now=now)
-        if account.changes and account.changes[-1].version != charge.version:
-            return Receipt(Status.OUTDATED, change=account.changes[-1])
+        if charge.version != account.version:
+            return Receipt(Status.OUTDATED, change=account.changes[-1] if account.changes else None)
 
-        tallies: dict[datetime, Tally] = {}
-        tally = None
+        tallies, tally = None, None
         if charge.window is not None:
-            tallies = account.tallies.get((terms.group or "", terms.window), tallies)
-            if charge.rolls:
-                tally = tallies[next(reversed(tallies))] if tallies else None
-            else:
-                tally = tallies.get(charge.window.start)
-        kept_since = None if bounds is None else now - bounds.keep
-        decision, after = decide(charge, tally, kept_since=kept_since, durability=self.durability)
-        if dry:
-            return Receipt(Status.DECIDED, decision)
-
-        self._accounts[key] = account
-        if after is not None:
-            tallies[after.window.start] = after
-            account.tallies[terms.group or "", terms.window] = tallies
-        account.decisions[request.id] = decision
-        self._ledger.append((now, decision))
-        return Receipt(Status.DECIDED, decision)
+            tallies = account.tallies.get((terms.group, terms.window))
+            if tallies is not None:
+                start = next(reversed(tallies)) if charge.rolls else charge.window.start
+                tally = tallies.get(start)
+        decision, after = decide(charge, tally, kept_since=kept_since)
+        if not dry:
+            self._accounts[key] = account
+            if after is not None:
+                if tallies is None:
+                    tallies = account.tallies[terms.group, terms.window] = {}
+                tallies[after.window.start] = after
+            account.decisions[request.id] = decision
+            self._ledger.append((now, decision))
+        return Receipt(_DECIDED, decision)
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None
@@ -101,9 +101,11 @@ class MemoryStore:
         """Change an account's enrollment."""
         with self._lock:
             self._check_open()
-            changes = self._accounts.setdefault((offer, account), _Account()).changes
-            made = change(changes, enrollment, actor=actor, at=self._clock(), revision=revision)
-            changes.append(made)
+            known = self._accounts.get((offer, account), _Account())
+            made = change(known.changes, enrollment, actor=actor, at=self._clock(), revision=revision)
+            known.changes.append(made)
+            known.version = made.version
+            self._accounts[offer, account] = known
             return made
 
     def enrollments(self, offer: str, account: str) -> list[Change]:
@@ -117,7 +119,7 @@ class MemoryStore:
         with self._lock:
             known = self._accounts.get((offer, account))
             return [
-                (group, window, tally)
+                (group or "", window, tally)
                 for (group, window), tallies in (known.tallies if known else {}).items()
                 for tally in tallies.values()
                 if at is None or tally.window.start <= at < tally.window.end

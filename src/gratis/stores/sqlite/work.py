@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from gratis.stores import Bounds
 
 TERMS_CACHED_MAX = 10_000
+_DECIDED = Status.DECIDED  # looked up once: in Python 3.11 naming a member of an enum is slow
 
 _TallyKey = tuple[int, str | None, str, datetime | None]
 
 _FIND_ACCOUNT = "SELECT account FROM accounts WHERE offer = ? AND name = ?"
-_FIND_ID = (
-    "SELECT a.version, l.entry FROM accounts a LEFT JOIN ledger l ON l.account = a.account AND l.id = ?"
-    " WHERE a.account = ?"
-)
+_GET_VERSION = "SELECT version FROM accounts WHERE account = ?"
+_FIND_ID = "SELECT id, entry FROM ledger WHERE id = ? AND account = ?"
+_FIND_IDS = "SELECT l.id, l.entry FROM json_each(?) asked CROSS JOIN ledger l ON l.account = ? AND l.id = asked.value"
 _FIND_CALENDAR = (
     'SELECT window, start, end, used, seq FROM windows WHERE account = ? AND "group" = ? AND kind = ? AND start = ?'
 )
@@ -89,12 +89,16 @@ class Work:
         self._bounds = bounds
         self._tallies: dict[_TallyKey, tuple[int, Tally]] = {}
         self._changed: dict[int, Tally] = {}
+        self._known: dict[int, tuple[int, dict[str, int]]] = {}
         self._decided: dict[tuple[int, str], Decision] = {}
         self._rows: list[tuple[Any, ...]] = []
 
     def run(self, charges: Sequence[Charge], now: datetime, *, dry: bool) -> list[Receipt]:
         """Apply each charge, in order."""
-        receipts = [self._apply(charge, now, dry=dry) for charge in charges]
+        bounds = self._bounds
+        latest, kept_since = (None, None) if bounds is None else (now + bounds.ahead, now - bounds.keep)
+        self._look_up(charges)
+        receipts = [self._apply(charge, now, latest, kept_since, dry=dry) for charge in charges]
         if self._rows:
             self._connection.executemany(_ADD_ENTRY, self._rows)
             self._connection.executemany(
@@ -102,20 +106,21 @@ class Work:
             )
         return receipts
 
-    def _apply(self, charge: Charge, now: datetime, *, dry: bool) -> Receipt:
-        request, terms, bounds = charge.request, charge.terms, self._bounds
+    def _apply(
+        self, charge: Charge, now: datetime, latest: datetime | None, kept_since: datetime | None, *, dry: bool
+    ) -> Receipt:
+        request, terms = charge.request, charge.terms
         account = self.account(terms.offer, request.account)
         version, first = self._found(account, request.id)
         if first is not None:
             return repeat(request, first)
-        if bounds is not None and request.at > now + bounds.ahead:
+        if latest is not None and request.at > latest:
             return Receipt(Status.AHEAD, now=now)
         if version != charge.version:
             history = self._history(account)
             return Receipt(Status.OUTDATED, change=history[-1] if history else None)
 
         window, tally = (None, None) if account is None or charge.window is None else self._tally(account, charge)
-        kept_since = None if bounds is None else now - bounds.keep
         decision, after = decide(charge, tally, kept_since=kept_since, durability=self._durability)
         if not dry:
             if account is None:
@@ -130,17 +135,31 @@ class Work:
                 self._tallies[_key(account, charge)] = (window, after)
             self._decided[account, request.id] = decision
             self._rows.append(self._row(account, decision, window, now))
-        return Receipt(Status.DECIDED, decision)
+        return Receipt(_DECIDED, decision)
+
+    def _look_up(self, charges: Sequence[Charge]) -> None:
+        """Ask once for each account which version its enrollment has, and which of the ids were decided before."""
+        asked: dict[tuple[str, str], list[str]] = {}
+        for charge in charges:
+            asked.setdefault((charge.terms.offer, charge.request.account), []).append(charge.request.id)
+        for (offer, name), ids in asked.items():
+            account = self.account(offer, name)
+            if account is not None:
+                (version,) = self._connection.execute(_GET_VERSION, (account,)).fetchone()
+                if len(ids) == 1:
+                    rows = self._connection.execute(_FIND_ID, (ids[0], account)).fetchall()
+                else:
+                    rows = self._connection.execute(_FIND_IDS, (encode(ids).decode(), account)).fetchall()
+                self._known[account] = (version, dict(rows))
 
     def _found(self, account: int | None, request_id: str) -> tuple[int, Decision | None]:
         """The version of the account's enrollment, and the decision that this id has already."""
         if account is None:
             return 0, None
+        version, entries = self._known.get(account, (0, {}))
         first = self._decided.get((account, request_id))
-        if first is not None:
-            return 0, first
-        version, entry = self._connection.execute(_FIND_ID, (request_id, account)).fetchone()
-        if entry is not None:
+        entry = entries.get(request_id)
+        if first is None and entry is not None:
             first = self._entry(self._connection.execute(_GET_ENTRIES + "l.entry = ?", (entry,)).fetchone()).decision
         return version, first
 
