@@ -491,7 +491,7 @@ class World:
                     "window_start": None if window is None else stamp(window.start),
                     "window_end": None if window is None else stamp(window.end),
                 }
-            if 0: assert found == expected
+            assert found == expected
 
     def check_ledgers(self) -> None:
         """Entries are 1..n, each id stands once, and each account's ledger says what was answered, when it was."""

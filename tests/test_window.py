@@ -19,7 +19,7 @@ TICK = timedelta(microseconds=1)
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
-MACHINES_OWN = {"localtime", "posixrules", "Factory"}
+MACHINES_OWN = {"localtime", "posixrules"}
 ZONES = sorted(available_timezones() - MACHINES_OWN)
 
 # Zones whose clocks have done everything that clocks do, with the years in which they did it.

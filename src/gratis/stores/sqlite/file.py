@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 APPLICATION_ID = 0x67726174  # "grat"
@@ -46,13 +46,19 @@ class Synchronous(StrEnum):
 
 
 class File:
-    """One process's hold on the file: the connection that writes, and others that only read."""
+    """One process's hold on the file: the connection that writes, and others that only read.
 
-    def __init__(self, path: Path, *, synchronous: Synchronous, wait_s: float, is_checked: bool) -> None:
+    `forget` is called when a transaction is rolled back: what was remembered of it never came to be.
+    """
+
+    def __init__(
+        self, path: Path, *, synchronous: Synchronous, wait_s: float, is_checked: bool, forget: Callable[[], None]
+    ) -> None:
         self.path = path
         self._synchronous = synchronous
         self._wait_s = wait_s
         self._is_checked = is_checked
+        self._forget = forget
         self._connection: sqlite3.Connection | None = self._open()
 
     def connection(self) -> sqlite3.Connection:
@@ -92,7 +98,7 @@ class File:
         try:
             yield connection
         except BaseException as error:
-            _roll_back(connection)
+            self._roll_back(connection)
             if isinstance(error, sqlite3.Error):
                 raise NotExecuted(f"{self.path}: {error}; nothing was written") from error
             raise
@@ -100,7 +106,7 @@ class File:
             connection.execute("COMMIT")
         except BaseException as error:
             undone = connection.in_transaction
-            _roll_back(connection)
+            self._roll_back(connection)
             if undone:
                 raise NotExecuted(f"{self.path}: the commit failed: {error}; nothing was written") from error
             raise OutcomeUnknown(f"{self.path}: the commit broke off: {error}; ask again with the same ids") from error
@@ -119,6 +125,11 @@ class File:
         finally:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        self._forget()
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
 
     def _open(self) -> sqlite3.Connection:
         folder = self.path.parent
@@ -191,11 +202,6 @@ class File:
                 f"{self.path}: window {window} is in doubt: its counter says used {used} at seq {seq}, its ledger"
                 f" used {ledger_used} at seq {ledger_seq}; nothing is decided until that is repaired (`gratis audit`)"
             )
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    with suppress(sqlite3.Error):
-        connection.execute("ROLLBACK")
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -57,12 +57,14 @@ class SQLiteStore:
         is_checked: bool = True,
     ) -> None:
         self.durability = DURABILITY[synchronous]
-        self._file = File(Path(path), synchronous=synchronous, wait_s=wait_s, is_checked=is_checked)
+        self._keys = Keys()
+        self._file = File(
+            Path(path), synchronous=synchronous, wait_s=wait_s, is_checked=is_checked, forget=self._keys.forget
+        )
         self._clock = clock
         self._bounds = bounds
         self._lock = Lock()
         self._waiting: deque[_Turn] = deque()
-        self._keys = Keys()
         _STORES.add(self)
 
     def now(self) -> datetime:
@@ -89,7 +91,8 @@ class SQLiteStore:
             turns.append(self._waiting.popleft())
             size += len(turns[-1].charges)
         try:
-            with self._writing() as work:
+            with self._file.writing() as connection:
+                work = self._work(connection, self._keys)
                 receipts = work.run([charge for turn in turns for charge in turn.charges], self._clock(), dry=False)
         except BaseException as error:
             for turn in turns:
@@ -106,7 +109,8 @@ class SQLiteStore:
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None
     ) -> Change:
         """Change an account's enrollment."""
-        with self._lock, self._writing() as work:
+        with self._lock, self._file.writing() as connection:
+            work = self._work(connection, self._keys)
             return work.enroll(offer, account, enrollment, actor=actor, now=self._clock(), revision=revision)
 
     def enrollments(self, offer: str, account: str) -> list[Change]:
@@ -151,15 +155,6 @@ class SQLiteStore:
         self._lock = Lock()
         self._waiting.clear()
         self._file.reopen()
-
-    @contextmanager
-    def _writing(self) -> Iterator[Work]:
-        try:
-            with self._file.writing() as connection:
-                yield self._work(connection, self._keys)
-        except BaseException:
-            self._keys.forget()
-            raise
 
     @contextmanager
     def _reading(self) -> Iterator[Work]:

@@ -32,7 +32,10 @@ _TallyKey = tuple[int, str | None, str, datetime | None]
 
 _FIND_ACCOUNT = "SELECT account FROM accounts WHERE offer = ? AND name = ?"
 _GET_VERSION = "SELECT version FROM accounts WHERE account = ?"
-_FIND_ID = "SELECT id, entry FROM ledger WHERE id = ? AND account = ?"
+_FIND_ID = (
+    "SELECT a.version, l.entry FROM accounts a LEFT JOIN ledger l ON l.account = a.account AND l.id = ?"
+    " WHERE a.account = ?"
+)
 _FIND_IDS = "SELECT l.id, l.entry FROM json_each(?) asked CROSS JOIN ledger l ON l.account = ? AND l.id = asked.value"
 _FIND_CALENDAR = (
     'SELECT window, start, end, used, seq FROM windows WHERE account = ? AND "group" = ? AND kind = ? AND start = ?'
@@ -99,11 +102,12 @@ class Work:
         latest, kept_since = (None, None) if bounds is None else (now + bounds.ahead, now - bounds.keep)
         self._look_up(charges)
         receipts = [self._apply(charge, now, latest, kept_since, dry=dry) for charge in charges]
-        if self._rows:
+        if len(self._rows) == 1:
+            self._connection.execute(_ADD_ENTRY, self._rows[0])
+        elif self._rows:
             self._connection.executemany(_ADD_ENTRY, self._rows)
-            self._connection.executemany(
-                _SET_WINDOW, [(tally.used, tally.seq, window) for window, tally in self._changed.items()]
-            )
+        for window, tally in self._changed.items():
+            self._connection.execute(_SET_WINDOW, (tally.used, tally.seq, window))
         return receipts
 
     def _apply(
@@ -144,13 +148,15 @@ class Work:
             asked.setdefault((charge.terms.offer, charge.request.account), []).append(charge.request.id)
         for (offer, name), ids in asked.items():
             account = self.account(offer, name)
-            if account is not None:
+            if account is None:
+                continue
+            if len(ids) == 1:
+                version, entry = self._connection.execute(_FIND_ID, (ids[0], account)).fetchone()
+                self._known[account] = (version, {} if entry is None else {ids[0]: entry})
+            else:
                 (version,) = self._connection.execute(_GET_VERSION, (account,)).fetchone()
-                if len(ids) == 1:
-                    rows = self._connection.execute(_FIND_ID, (ids[0], account)).fetchall()
-                else:
-                    rows = self._connection.execute(_FIND_IDS, (encode(ids).decode(), account)).fetchall()
-                self._known[account] = (version, dict(rows))
+                rows = self._connection.execute(_FIND_IDS, (encode(ids).decode(), account))
+                self._known[account] = (version, dict(rows.fetchall()))
 
     def _found(self, account: int | None, request_id: str) -> tuple[int, Decision | None]:
         """The version of the account's enrollment, and the decision that this id has already."""
