@@ -1,18 +1,16 @@
 """Which requests an allowance covers: exact ids by date, every reason and the order in which reasons win."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gratis import Decision, Enrollment, Meter, Reason, Request, Sharing
+from gratis import Enrollment, Meter, Reason, Request, Sharing
 from gratis.book import Book
 from gratis.classify import EXCLUDES, charge_for, exclusion
 from gratis.model import Kind
@@ -20,9 +18,6 @@ from gratis.offer_file import parse
 from gratis.offers import load
 from gratis.stores import Bounds
 from gratis.stores.memory import MemoryStore
-
-if TYPE_CHECKING:
-    from gratis.offer import Offer, Revision
 
 TICK = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
@@ -33,29 +28,29 @@ SMALL = "gpt-4o-mini-2024-07-18"
 GROUPS = {"L": "1M", "S": "10M", ".": None}
 
 
-def instant(text: str) -> datetime:
+def instant(text):
     """A date or time of a table, which is UTC."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-def ask(**fields: object) -> Request:
+def ask(**fields):
     """A small request in April 2025 that is free, but for these fields."""
     usual = {"id": "r", "model": LARGE, "at": instant("2025-04-20"), "input_tokens": 2, "output_tokens": 1}
     return Request(**{**usual, **fields})
 
 
-def meter(offer: Offer | str = OPENAI, enrollment: Enrollment | None = SHARING) -> Meter:
+def meter(offer=OPENAI, enrollment=SHARING):
     """A meter that judges old data as it was."""
     known = load(offer) if isinstance(offer, str) else offer
     return Meter(MemoryStore(clock=lambda: instant("2027-01-01"), bounds=None), known, assume=enrollment)
 
 
-def reason_of(offer: Offer, request: Request, enrollment: Enrollment | None = SHARING) -> Reason | None:
+def reason_of(offer, request, enrollment=SHARING):
     """Why no allowance covers the request; None if one does."""
     return charge_for(offer, request, enrollment).terms.reason
 
 
-def group_at(model: str, at: datetime) -> str | None:
+def group_at(model, at):
     """The group that covers a model of OpenAI's at an instant."""
     return charge_for(OPENAI, ask(model=model, at=at), SHARING).terms.group
 
@@ -72,9 +67,9 @@ class History(NamedTuple):
 
 
 @cache
-def history() -> History:
+def history():
     """The table of the file, parsed."""
-    names: list[str] = []
+    names = []
     spans, models = {}, {}
     text = (Path(__file__).parent / "tables" / "openai_models.txt").read_text(encoding="utf-8")
     for line in text.splitlines():
@@ -90,7 +85,7 @@ def history() -> History:
     return History(names, spans, models)
 
 
-def test_table_of_lists_is_whole() -> None:
+def test_table_of_lists_is_whole():
     """The table tells ten lists that follow each other, and 34 models."""
     names, spans, models = history()
     assert names == list(spans) == list("ABCDEFGHIJ")
@@ -102,7 +97,7 @@ def test_table_of_lists_is_whole() -> None:
 
 
 @pytest.mark.parametrize("name", "ABCDEFGHIJ")
-def test_models_of_each_list(name: str) -> None:
+def test_models_of_each_list(name):
     """From the first to the last instant of a list its models are in their groups, and no other list's are in any."""
     start, end, seen = history().spans[name]
     expected = {model: groups[name] for model, groups in history().models.items()}
@@ -111,7 +106,7 @@ def test_models_of_each_list(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", "ABCDEFGHIJ")
-def test_lists_hold_nothing_else(name: str) -> None:
+def test_lists_hold_nothing_else(name):
     """The groups of each revision hold the models of its list, and not one more."""
     revision = OPENAI.at(history().spans[name][2])
     assert revision is not None
@@ -122,14 +117,14 @@ def test_lists_hold_nothing_else(name: str) -> None:
     assert dict(revision.aliases) == {}
 
 
-def test_list_a_under_both_windows() -> None:
+def test_list_a_under_both_windows():
     """The first list was in force under the rolling window and under the first daily revision alike."""
     first, second = OPENAI.revisions[:2]
     assert [group.models for group in first.groups] == [group.models for group in second.groups]
     assert [str(first.window), str(second.window)] == ["rolling 24h", "day UTC"]
 
 
-def test_every_o_series_model_of_a_list_is_named() -> None:
+def test_every_o_series_model_of_a_list_is_named():
     """Where the o-series on the Assistants API is excluded, exactly the listed models whose names start with o are."""
     named = {revision.name: revision.o_series for revision in OPENAI.revisions if revision.o_series}
     listed = {
@@ -218,7 +213,7 @@ date        group  model
 
 
 @pytest.mark.parametrize("row", [line.split() for line in TRAPS.strip().splitlines()[1:]], ids=" ".join)
-def test_traps(row: list[str]) -> None:
+def test_traps(row):
     """A model is in a group by its very id on that day: by no prefix, family, suffix, alias or later list."""
     date, group, model = row
     request = ask(model=model, at=instant(date))
@@ -264,7 +259,7 @@ TWISTED = {
 
 
 @pytest.mark.parametrize("model", TWISTED.values(), ids=TWISTED.keys())
-def test_no_name_is_cleaned(model: str) -> None:
+def test_no_name_is_cleaned(model):
     """An id that only looks like a listed one is billed as not listed, and kept as it came."""
     decision = meter().decide(ask(model=model))
     assert (decision.verdict.value, decision.reason, decision.request.model) == (
@@ -284,13 +279,13 @@ def test_no_name_is_cleaned(model: str) -> None:
         "ft:o4-mini-2025-04-16:org::id",
     ],
 )
-def test_fine_tuned_models(model: str) -> None:
+def test_fine_tuned_models(model):
     """A model that starts with ft: is fine-tuned, whatever it was tuned from."""
     assert reason_of(OPENAI, ask(model=model)) is Reason.FINE_TUNED_MODEL
 
 
 @pytest.mark.parametrize("model", ["FT:gpt-4o-mini-2024-07-18:org::id", " ft:gpt-4o", "gpt-4o:ft-org-2024", "ft"])
-def test_what_only_resembles_a_fine_tuned_model(model: str) -> None:
+def test_what_only_resembles_a_fine_tuned_model(model):
     """What does not start with exactly ft: is an unlisted model like any other."""
     assert reason_of(OPENAI, ask(model=model)) is Reason.MODEL_NOT_LISTED
 
@@ -301,7 +296,7 @@ edits = st.tuples(st.sampled_from(LISTED), st.integers(0, 30), st.sampled_from([
 
 @settings(max_examples=1000)
 @given(edit=edits, char=st.characters(exclude_categories=("Cs",)))
-def test_edited_ids_are_not_listed(edit: tuple[str, int, str], char: str) -> None:
+def test_edited_ids_are_not_listed(edit, char):
     """One character taken out, put in, replaced or changed in case makes another id, free only if listed itself."""
     model, place, how = edit
     head, tail = model[:place], model[place:]
@@ -317,7 +312,7 @@ def test_edited_ids_are_not_listed(edit: tuple[str, int, str], char: str) -> Non
 
 @settings(max_examples=500)
 @given(model=st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
-def test_any_text_is_a_model_and_billed(model: str) -> None:
+def test_any_text_is_a_model_and_billed(model):
     """Any text may stand as a model; unlisted, it is never free."""
     reason = reason_of(OPENAI, ask(model=model))
     assert reason is (Reason.FINE_TUNED_MODEL if model.startswith("ft:") else Reason.MODEL_NOT_LISTED)
@@ -345,7 +340,7 @@ REACHED = {
 }
 
 
-def test_every_reason_is_told_of() -> None:
+def test_every_reason_is_told_of():
     """There is a request for each reason, and every exclusion but the first and the last is one row of the table."""
     assert set(REACHED) == set(Reason)
     judged = {Reason.WITHIN_ALLOWANCE, Reason.OVER_ALLOWANCE, Reason.OFFER_NOT_IN_FORCE, Reason.TOO_LATE}
@@ -353,7 +348,7 @@ def test_every_reason_is_told_of() -> None:
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_every_reason_is_reached(reason: Reason) -> None:
+def test_every_reason_is_reached(reason):
     """Each reason is the reason of a decision; all but within_allowance are billed, and only two were judged."""
     request, enrollment = REACHED[reason]
     now = request.at if reason in {Reason.EVALS, Reason.OFFER_NOT_IN_FORCE} else instant("2025-04-20")
@@ -369,7 +364,7 @@ def test_every_reason_is_reached(reason: Reason) -> None:
 @pytest.mark.parametrize(
     "reason", [reason for reason in Reason if reason not in {"within_allowance", "over_allowance"}]
 )
-def test_excluded_requests_have_no_window(reason: Reason) -> None:
+def test_excluded_requests_have_no_window(reason):
     """An excluded request is billed whole and has no group, allowance, totals, window or place."""
     request, enrollment = REACHED[reason]
     if reason is Reason.TOO_LATE:
@@ -382,7 +377,7 @@ def test_excluded_requests_have_no_window(reason: Reason) -> None:
     assert (decision.free_tokens, decision.billed_tokens) == (0, request.tokens)
 
 
-def test_unmeasured_is_not_zero() -> None:
+def test_unmeasured_is_not_zero():
     """Absent usage is unmeasured and billed for an unknown amount; an explicit zero is zero and free."""
     told = meter()
     seen = [
@@ -399,7 +394,7 @@ def test_unmeasured_is_not_zero() -> None:
     ]
 
 
-def test_an_embedding_has_no_output() -> None:
+def test_an_embedding_has_no_output():
     """An embedding is measured by its input alone; with an output count, the count is added."""
     group = 'kinds = ["embedding"]\nunit = "tokens"\nallowance = 10\nany_model = true\n'
     offer = parse(SKELETON + "[revisions.groups.embeddings]\n" + group, file="embeddings.toml")
@@ -434,7 +429,7 @@ reasons = ["not_enrolled", "model_not_listed", "unmeasured"]
 """
 
 # What a request and an enrollment look like for which this reason holds.
-FAULTS: dict[Reason, tuple[dict[str, object], dict[str, object]]] = {
+FAULTS = {
     Reason.NOT_ENROLLED: ({}, {"starts": instant("2026-12-31")}),
     Reason.ACCOUNT_NOT_ELIGIBLE: ({}, {"tier": 0}),
     Reason.SHARING_DISABLED: ({}, {"sharing": Sharing.DISABLED}),
@@ -450,7 +445,7 @@ FAULTS: dict[Reason, tuple[dict[str, object], dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("revision", OPENAI.revisions, ids=[revision.name for revision in OPENAI.revisions])
-def test_order_of_reasons_pair_by_pair(revision: Revision) -> None:
+def test_order_of_reasons_pair_by_pair(revision):
     """Of two reasons that hold at once, the one that the revision names first is given."""
     pairs = []
     for early, late in combinations(revision.reasons, 2):
@@ -529,7 +524,7 @@ facts = st.builds(
 )
 
 
-def case_of(told: Facts) -> tuple[Request, Enrollment | None, set[Reason]]:
+def case_of(told):
     """The request and enrollment of which these facts are true, and the reasons that hold of them."""
     at = instant("2025-04-20")
     request = ask(
@@ -570,7 +565,7 @@ def case_of(told: Facts) -> tuple[Request, Enrollment | None, set[Reason]]:
 
 @settings(max_examples=1500)
 @given(told=facts, order=st.permutations(sorted(EXCLUDES)))
-def test_first_reason_in_the_revisions_order_wins(told: Facts, order: list[Reason]) -> None:
+def test_first_reason_in_the_revisions_order_wins(told, order):
     """In whatever order a revision names the reasons, the first of those that hold is given."""
     request, enrollment, true = case_of(told)
     revision = replace(EVERY_REASON, reasons=tuple(order))
@@ -579,7 +574,7 @@ def test_first_reason_in_the_revisions_order_wins(told: Facts, order: list[Reaso
 
 @settings(max_examples=500)
 @given(told=facts, left_out=st.sampled_from(sorted(EXCLUDES)))
-def test_a_reason_left_out_does_not_apply(told: Facts, left_out: Reason) -> None:
+def test_a_reason_left_out_does_not_apply(told, left_out):
     """A reason that a revision does not name excludes nothing."""
     request, enrollment, true = case_of(told)
     order = [reason for reason in EVERY_REASON.reasons if reason is not left_out]
@@ -595,7 +590,7 @@ times = st.builds(
 
 @settings(max_examples=300)
 @given(asked=st.lists(st.tuples(facts, times), min_size=1, max_size=8))
-def test_remembered_cases_are_worked_out_afresh(asked: list[tuple[Facts, datetime]]) -> None:
+def test_remembered_cases_are_worked_out_afresh(asked):
     """What a meter remembers of requests alike gives the same charge as working it out for each request."""
     for enrolled in ("yes", "later", "over", "no"):
         enrollment = case_of(asked[0][0]._replace(enrolled=enrolled))[1]
@@ -607,7 +602,7 @@ def test_remembered_cases_are_worked_out_afresh(asked: list[tuple[Facts, datetim
                 assert book.charge(request) == charge_for(OPENAI, request, enrollment)
 
 
-def test_the_offer_comes_before_all_and_lateness_after_all() -> None:
+def test_the_offer_comes_before_all_and_lateness_after_all():
     """Where no revision is in force nothing else is asked; a late request is excluded for every other reason first."""
     assert reason_of(OPENAI, ask(at=instant("2024-11-30"), model="x"), None) is Reason.OFFER_NOT_IN_FORCE
     late = Meter(MemoryStore(clock=lambda: instant("2025-06-01"), bounds=Bounds()), OPENAI, assume=SHARING)
@@ -620,7 +615,7 @@ def test_the_offer_comes_before_all_and_lateness_after_all() -> None:
     assert seen == [Reason.MODEL_NOT_LISTED, Reason.TOOL_USE, Reason.UNMEASURED, Reason.TOO_LATE]
 
 
-def test_no_revision_between_two() -> None:
+def test_no_revision_between_two():
     """In a gap between two revisions, and after the end of the last one, the offer is not in force."""
     group = '[revisions.groups.g]\nunit = "tokens"\nallowance = 1\nany_model = true\n'
     head, body = SKELETON.split("[[revisions]]")
@@ -660,7 +655,7 @@ at                          model                    reason
 
 
 @pytest.mark.parametrize("row", [line.split() for line in ASSISTANTS.strip().splitlines()[1:]], ids=" ".join)
-def test_o_series_on_the_assistants_api(row: list[str]) -> None:
+def test_o_series_on_the_assistants_api(row):
     """Until 2026-03-17 the o-series was excluded on the Assistants API, and there only."""
     at, model, reason = row
     seen = [reason_of(OPENAI, ask(at=instant(at), model=model, kind=kind)) for kind in ("assistants", "completion")]
@@ -669,7 +664,7 @@ def test_o_series_on_the_assistants_api(row: list[str]) -> None:
 
 
 @pytest.mark.parametrize("row", [line.split() for line in EVALS.strip().splitlines()[1:]], ids=" ".join)
-def test_evals_by_date(row: list[str]) -> None:
+def test_evals_by_date(row):
     """Evals are excluded since 2026-03-17."""
     at, model, reason = row
     seen = reason_of(OPENAI, ask(at=instant(at), model=model, kind="eval"))
@@ -677,7 +672,7 @@ def test_evals_by_date(row: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["completion", "embedding", "image", "audio", "moderation", "realtime"])
-def test_other_kinds_are_judged_by_their_model(kind: str) -> None:
+def test_other_kinds_are_judged_by_their_model(kind):
     """A kind of request that no revision excludes is free on a listed model."""
     assert reason_of(OPENAI, ask(kind=kind)) is None
 
@@ -686,7 +681,7 @@ def test_other_kinds_are_judged_by_their_model(kind: str) -> None:
 
 
 @pytest.mark.parametrize("tools", [(), ("function",), ("custom",), ("function", "custom"), ["function"] * 100])
-def test_client_side_tools_are_free(tools: tuple[str, ...]) -> None:
+def test_client_side_tools_are_free(tools):
     """Functions that the caller runs are no tool use."""
     assert reason_of(OPENAI, ask(tools=tools)) is None
 
@@ -707,7 +702,7 @@ def test_client_side_tools_are_free(tools: tuple[str, ...]) -> None:
         "functions",
     ],
 )
-def test_hosted_tools_are_tool_use(tool: str) -> None:
+def test_hosted_tools_are_tool_use(tool):
     """Every tool that is not a client-side one is hosted, alone or among functions, whether known or not."""
     assert [reason_of(OPENAI, ask(tools=tools)) for tools in ((tool,), ("custom", "function", tool))] == [
         Reason.TOOL_USE
@@ -717,7 +712,7 @@ def test_hosted_tools_are_tool_use(tool: str) -> None:
 # -- aliases
 
 
-def aliased() -> Offer:
+def aliased():
     """An offer with an alias table."""
     body = """
 [revisions.aliases]
@@ -739,7 +734,7 @@ models = ["gpt-4o-mini-2024-07-18"]
     return parse(text + body, file="aliased.toml")
 
 
-def test_aliases_are_their_models() -> None:
+def test_aliases_are_their_models():
     """A name of the alias table takes from the same allowance as the id that it stands for."""
     told = meter(aliased())
     seen = [
@@ -755,12 +750,12 @@ def test_aliases_are_their_models() -> None:
 
 
 @pytest.mark.parametrize("model", ["GPT-4o", "gpt-4o ", "gpt-4o-mini", "gpt-4o-2024-05-13", "my-deployment-2", "gpt-4"])
-def test_aliases_are_exact(model: str) -> None:
+def test_aliases_are_exact(model):
     """An alias is compared as exactly as an id."""
     assert reason_of(aliased(), ask(model=model)) is Reason.MODEL_NOT_LISTED
 
 
-def test_an_alias_of_the_o_series_is_of_the_o_series() -> None:
+def test_an_alias_of_the_o_series_is_of_the_o_series():
     """What excludes a model excludes its aliases."""
     seen = [reason_of(aliased(), ask(model=model, kind="assistants")) for model in ("o1", "o1-2024-12-17", "gpt-4o")]
     assert seen == [Reason.ASSISTANTS_O_SERIES, Reason.ASSISTANTS_O_SERIES, None]
@@ -769,12 +764,12 @@ def test_an_alias_of_the_o_series_is_of_the_o_series() -> None:
 # -- the other offers
 
 
-def decide_alike(told: Meter, number: int, *, at: datetime, **fields: object) -> list[Decision]:
+def decide_alike(told, number, *, at, **fields):
     """Decide so many requests that differ in nothing but their ids."""
     return [told.decide(ask(id=f"{at.isoformat()} {place}", at=at, **fields)) for place in range(number)]
 
 
-def test_gemini_counts_requests() -> None:
+def test_gemini_counts_requests():
     """Gemini's allowance is of requests: each is one, however large or unmeasured, per model."""
     told = meter("gemini-free")
     at = instant("2025-08-01T12:00:00")
@@ -797,13 +792,13 @@ def test_gemini_counts_requests() -> None:
         ("2026-03-09T07:00:00", "2026-03-09T07:00:00", 24),
     ],
 )
-def test_gemini_day_is_pacific(at: str, start: str, hours: int) -> None:
+def test_gemini_day_is_pacific(at, start, hours):
     """Gemini's day ends at midnight Pacific time: 23 or 25 hours when the clocks change."""
     one = meter("gemini-free").decide(ask(at=instant(at), model="gemini-2.5-flash"))
     assert (one.window_start, one.window_end) == (instant(start), instant(start) + hours * HOUR)
 
 
-def test_gemini_cut_within_a_pacific_day() -> None:
+def test_gemini_cut_within_a_pacific_day():
     """A revision that starts within a window goes on with it: what was used stays used, under the lower allowance."""
     told = meter("gemini-free")
     before = decide_alike(told, 30, at=instant("2025-11-30T23:59:59.999999"), model="gemini-2.5-flash")[-1]
@@ -816,7 +811,7 @@ def test_gemini_cut_within_a_pacific_day() -> None:
     ]
 
 
-def test_groq_does_not_count_cached_input() -> None:
+def test_groq_does_not_count_cached_input():
     """On Groq cached input takes nothing of the allowance, yet is a part of the tokens."""
     told = meter("groq-free")
     common = {"at": instant("2026-08-01"), "model": "llama-3.3-70b-versatile"}
@@ -834,13 +829,13 @@ def test_groq_does_not_count_cached_input() -> None:
     ]
 
 
-def test_openai_counts_cached_input() -> None:
+def test_openai_counts_cached_input():
     """At OpenAI cached tokens are a part of the input like any other."""
     one = meter().decide(ask(input_tokens=1000, cached_tokens=900, output_tokens=5))
     assert (one.tokens, one.used) == (1005, 1005)
 
 
-def test_cloudflare_bills_the_excess() -> None:
+def test_cloudflare_bills_the_excess():
     """On Workers AI only what is beyond the 10,000 Neurons is billed, whatever the model, sharing or tools."""
     told = meter("cloudflare-workers-ai", Enrollment(tier=0))
     sizes = [6_000, 6_000, 1, 0]
@@ -866,7 +861,7 @@ def test_cloudflare_bills_the_excess() -> None:
 
 
 @pytest.mark.parametrize(("tier", "allowance"), [(1, 50), (2, 1000)])
-def test_openrouter_counts_all_free_models_together(tier: int, allowance: int) -> None:
+def test_openrouter_counts_all_free_models_together(tier, allowance):
     """On OpenRouter one allowance of requests holds for all :free models together, by lifetime purchase."""
     told = meter("openrouter-free", Enrollment(tier=tier))
     at = instant("2026-06-01")
@@ -878,7 +873,7 @@ def test_openrouter_counts_all_free_models_together(tier: int, allowance: int) -
     assert {one.group for one in seen} == {"free-models"}
 
 
-def test_openrouter_covers_only_free_ids_and_two_tiers() -> None:
+def test_openrouter_covers_only_free_ids_and_two_tiers():
     """Without :free a model is not listed, and there is no third tier."""
     offer = load("openrouter-free")
     at = instant("2026-06-01")
@@ -896,7 +891,7 @@ def test_openrouter_covers_only_free_ids_and_two_tiers() -> None:
     ]
 
 
-def test_evals_have_seven_free_runs_a_week() -> None:
+def test_evals_have_seven_free_runs_a_week():
     """Seven runs of any model and size are free in a week from Monday; the eighth is billed whole."""
     told = meter("openai-evals")
     monday = instant("2025-05-05")
@@ -912,12 +907,12 @@ def test_evals_have_seven_free_runs_a_week() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.EVAL])
-def test_evals_cover_evals_only(kind: Kind) -> None:
+def test_evals_cover_evals_only(kind):
     """No other kind of request is covered by the free runs."""
     assert reason_of(load("openai-evals"), ask(kind=kind, at=instant("2025-05-05"))) is Reason.MODEL_NOT_LISTED
 
 
-def test_evals_are_for_sharing_accounts() -> None:
+def test_evals_are_for_sharing_accounts():
     """The free runs are for accounts that share, not for enterprise, zero data retention or tier 0."""
     request = ask(kind="eval", at=instant("2025-05-05"))
     seen = [

@@ -1,7 +1,5 @@
 """Who takes part: what an enrollment may say, who may change it, and when a change counts."""
 
-from __future__ import annotations
-
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -14,15 +12,11 @@ from gratis.enrollment import in_force, takes_part
 from gratis.lines import change_line, change_of, enrollment_line, enrollment_of
 from gratis.model import Change
 from gratis.offers import load
-from gratis.stores import Bounds
 from gratis.stores.memory import MemoryStore
 from gratis.stores.sqlite import SQLiteStore, Synchronous
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from gratis.stores import Store
+    from collections.abc import Callable
 
     type_of_open = Callable[[], Meter]
 
@@ -38,26 +32,27 @@ SOME_STORES = ["memory", "sqlite"]
 class Clock:
     """A clock that stands still until it is moved."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.now = NOON
 
-    def __call__(self) -> datetime:
+    def __call__(self):
+        """What it shows."""
         return self.now
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock():
     """The time that the store goes by."""
     return Clock()
 
 
 @pytest.fixture(params=SOME_STORES)
-def open_meter(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> Iterator[type_of_open]:
+def open_meter(request, clock, tmp_path):
     """Open one more meter over the same store; for SQLite each has a connection of its own."""
     memory = MemoryStore(clock=clock)
-    stores: list[Store] = [memory]
+    stores = [memory]
 
-    def opened() -> Meter:
+    def opened():
         if request.param == "memory":
             return Meter(memory, OPENAI)
         stores.append(SQLiteStore(tmp_path / "gratis.db", clock=clock, synchronous=Synchronous.OFF))
@@ -68,7 +63,7 @@ def open_meter(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> 
         store.close()
 
 
-def ask(key: object, **fields: object) -> Request:
+def ask(key, **fields):
     """A small request at noon that is free, but for these fields."""
     usual = {"id": f"r{key}", "model": LARGE, "at": NOON, "input_tokens": 2, "output_tokens": 1}
     return Request(**{**usual, **fields})
@@ -77,7 +72,7 @@ def ask(key: object, **fields: object) -> Request:
 # -- who may change it
 
 
-def test_first_to_enroll_is_the_owner(open_meter: type_of_open) -> None:
+def test_first_to_enroll_is_the_owner(open_meter):
     """Who enrolls an account becomes its owner, and only an owner changes its enrollment."""
     meter = open_meter()
     meter.enroll("a", ENABLED, actor="alice")
@@ -91,7 +86,7 @@ def test_first_to_enroll_is_the_owner(open_meter: type_of_open) -> None:
 
 
 @pytest.mark.parametrize("actor", ["Alice", "alice ", "ALICE", "al\u0131ce", "alic\u0435", "bob", "default", "a"])
-def test_owners_are_compared_exactly(open_meter: type_of_open, actor: str) -> None:
+def test_owners_are_compared_exactly(open_meter, actor):
     """An actor is an owner by exactly the owner's name."""
     meter = open_meter()
     meter.enroll("a", ENABLED, actor="alice")
@@ -99,13 +94,13 @@ def test_owners_are_compared_exactly(open_meter: type_of_open, actor: str) -> No
         meter.enroll("a", ENABLED, actor=actor)
 
 
-def test_owners_hand_over(open_meter: type_of_open) -> None:
+def test_owners_hand_over(open_meter):
     """An owner may name others; who is no longer named may no longer change anything."""
     meter = open_meter()
     meter.enroll("a", Enrollment(tier=1, owners={"alice", "bob"}), actor="alice")
     meter.enroll("a", Enrollment(tier=2), actor="bob")
     meter.enroll("a", Enrollment(tier=3, owners={"carol"}), actor="alice")
-    with pytest.raises(EnrollmentError, match="'bob' is no owner of this account; .*: carol"):
+    with pytest.raises(EnrollmentError, match=r"'bob' is no owner of this account; .*: carol$"):
         meter.enroll("a", Enrollment(tier=4), actor="bob")
     meter.enroll("a", Enrollment(tier=5), actor="carol")
     assert [(change.enrollment.tier, sorted(change.enrollment.owners)) for change in meter.enrollments("a")] == [
@@ -116,7 +111,7 @@ def test_owners_hand_over(open_meter: type_of_open) -> None:
     ]
 
 
-def test_who_enrolls_first_may_name_others_only(open_meter: type_of_open) -> None:
+def test_who_enrolls_first_may_name_others_only(open_meter):
     """Who enrolls an account for others need not be one of its owners."""
     meter = open_meter()
     meter.enroll("a", Enrollment(tier=1, owners={"owner"}), actor="admin")
@@ -124,7 +119,7 @@ def test_who_enrolls_first_may_name_others_only(open_meter: type_of_open) -> Non
         meter.enroll("a", Enrollment(tier=2), actor="admin")
 
 
-def test_owning_one_account_is_not_owning_another(open_meter: type_of_open) -> None:
+def test_owning_one_account_is_not_owning_another(open_meter):
     """Each account has its own owners and its own enrollment."""
     meter = open_meter()
     meter.enroll("a", ENABLED, actor="alice")
@@ -135,7 +130,7 @@ def test_owning_one_account_is_not_owning_another(open_meter: type_of_open) -> N
     assert allowances == [1_000_000, 250_000, None]
 
 
-def test_enrollment_is_of_one_offer(clock: Clock) -> None:
+def test_enrollment_is_of_one_offer(clock):
     """Taking part in one offer is not taking part in another over the same store."""
     store = MemoryStore(clock=clock)
     Meter(store, OPENAI).enroll("default", ENABLED, actor="alice")
@@ -157,7 +152,7 @@ def test_enrollment_is_of_one_offer(clock: Clock) -> None:
         (7, "actor: found 7; expected a string"),
     ],
 )
-def test_actors_are_named(open_meter: type_of_open, actor: object, message: str) -> None:
+def test_actors_are_named(open_meter, actor, message):
     """A change without a proper actor is refused, and nothing is kept of it."""
     meter = open_meter()
     with pytest.raises(EnrollmentError) as raised:
@@ -171,10 +166,10 @@ def test_actors_are_named(open_meter: type_of_open, actor: object, message: str)
     ["", "x" * 256, "a\nb", "a\0", "\ud800", None, True, 7, 1.5, b"a", ["a"]],
     ids=lambda value: ascii(value)[:12],
 )
-def test_accounts_are_named(open_meter: type_of_open, account: object) -> None:
+def test_accounts_are_named(open_meter, account):
     """Only what a request may name as its account can be enrolled; anything else is refused, and nothing is kept."""
     meter = open_meter()
-    with pytest.raises(GratisError, match="account"):
+    with pytest.raises(GratisError, match=r"^account: found"):
         meter.enroll(account, ENABLED, actor="alice")
     assert [meter.enrollments(name) for name in ("", "7", "1", "True", "None", "a")] == [[]] * 6
 
@@ -182,7 +177,7 @@ def test_accounts_are_named(open_meter: type_of_open, account: object) -> None:
 # -- what is kept
 
 
-def test_every_change_is_kept(open_meter: type_of_open, clock: Clock) -> None:
+def test_every_change_is_kept(open_meter, clock):
     """Each change is kept in order, with who made it and when it was acknowledged, in whatever store."""
     meter = open_meter()
     wanted = [
@@ -206,7 +201,7 @@ def test_every_change_is_kept(open_meter: type_of_open, clock: Clock) -> None:
     ]
 
 
-def test_refused_change_leaves_everything(open_meter: type_of_open) -> None:
+def test_refused_change_leaves_everything(open_meter):
     """A change that is refused is in no history, and the enrollment before it stays in force."""
     meter = open_meter()
     meter.enroll("a", ENABLED, actor="alice")
@@ -223,29 +218,30 @@ def test_refused_change_leaves_everything(open_meter: type_of_open) -> None:
     assert meter.decide(ask(1, account="a")).is_free
 
 
-def test_no_history_without_enrollment(open_meter: type_of_open) -> None:
+def test_no_history_without_enrollment(open_meter):
     """An account that was never enrolled has no history, whether it was decided for or not."""
     meter = open_meter()
     meter.decide(ask(1, account="a"))
     assert [meter.enrollments("a"), meter.enrollments("b"), meter.enrollments()] == [[], [], []]
 
 
-def test_in_force_at_an_instant() -> None:
-    """For a replay the enrollment in force is the one acknowledged last, the instant of a change included."""
-    first, second = Enrollment(tier=1), Enrollment(tier=2)
-    history = [Change(1, NOON, "alice", first), Change(2, NOON + HOUR, "alice", second)]
+def test_in_force_at_an_instant():
+    """For a replay the change in force is the one acknowledged last, the instant of a change included."""
+    first = Change(1, NOON, "alice", Enrollment(tier=1))
+    second = Change(2, NOON + HOUR, "bob", Enrollment(tier=2))
+    history = [first, second]
     instants = [NOON - TICK, NOON, NOON + HOUR - TICK, NOON + HOUR, NOON + 1000 * HOUR]
     assert [in_force(history, at) for at in instants] == [None, first, first, second, second]
     assert in_force([], NOON) is None
 
 
-def test_in_force_of_two_changes_at_once() -> None:
+def test_in_force_of_two_changes_at_once():
     """Of two changes in the same microsecond the later one is in force."""
-    first, second = Enrollment(tier=1), Enrollment(tier=2)
-    assert in_force([Change(1, NOON, "a", first), Change(2, NOON, "a", second)], NOON) is second
+    first, second = (Change(version, NOON, "alice", Enrollment(tier=version)) for version in (1, 2))
+    assert in_force([first, second], NOON) is second
 
 
-def test_changes_go_through_json() -> None:
+def test_changes_go_through_json():
     """A change and its line say the same."""
     enrollment = Enrollment(
         tier=4,
@@ -271,7 +267,7 @@ def test_changes_go_through_json() -> None:
         ({"tier": "1"}, "tier: found '1'; expected a whole number from 0 to 5"),
     ],
 )
-def test_bad_enrollment_lines(line: dict[str, object], message: str) -> None:
+def test_bad_enrollment_lines(line, message):
     """What is wrong with the JSON of an enrollment is told by its field."""
     with pytest.raises(GratisError) as raised:
         enrollment_of(line)
@@ -290,7 +286,7 @@ def test_bad_enrollment_lines(line: dict[str, object], message: str) -> None:
         {"sharing": "selected", "projects": ["p"], "zero_data_retention": True},
     ],
 )
-def test_who_cannot_enable_sharing(open_meter: type_of_open, fields: dict[str, object]) -> None:
+def test_who_cannot_enable_sharing(open_meter, fields):
     """Enterprise and zero-data-retention accounts cannot enable sharing, in part or for all; they may be enrolled."""
     meter = open_meter()
     why = "zero data retention" if "zero_data_retention" in fields else "'enterprise' plan"
@@ -301,7 +297,7 @@ def test_who_cannot_enable_sharing(open_meter: type_of_open, fields: dict[str, o
     assert meter.decide(ask(1, account="a")).reason is Reason.ACCOUNT_NOT_ELIGIBLE
 
 
-def test_offer_without_such_a_rule_lets_all_enroll(clock: Clock) -> None:
+def test_offer_without_such_a_rule_lets_all_enroll(clock):
     """Who may not share is data of the offer: where it names nobody, every plan may."""
     meter = Meter(MemoryStore(clock=clock), load("groq-free"))
     clock.now = datetime(2026, 8, 1, tzinfo=UTC)
@@ -322,7 +318,7 @@ def test_offer_without_such_a_rule_lets_all_enroll(clock: Clock) -> None:
         (5, "within_allowance", 1_000_000),
     ],
 )
-def test_tiers(open_meter: type_of_open, tier: int, reason: str, allowance: int | None) -> None:
+def test_tiers(open_meter, tier, reason, allowance):
     """Tier 0 is not eligible; the others have the allowance of their tier."""
     meter = open_meter()
     meter.enroll("a", Enrollment(tier=tier, sharing=Sharing.ENABLED), actor="alice")
@@ -331,7 +327,7 @@ def test_tiers(open_meter: type_of_open, tier: int, reason: str, allowance: int 
 
 
 @pytest.mark.parametrize("plan", ["standard", "team", "business", "edu"])
-def test_other_plans_are_eligible(plan: str) -> None:
+def test_other_plans_are_eligible(plan):
     """A plan that the offer does not exclude is eligible."""
     meter = Meter(MemoryStore(bounds=None), OPENAI, assume=Enrollment(tier=5, sharing=Sharing.ENABLED, plan=plan))
     assert meter.decide(ask(1)).is_free
@@ -353,7 +349,7 @@ def test_other_plans_are_eligible(plan: str) -> None:
         ("selected", "p,q", "project_not_shared"),
     ],
 )
-def test_sharing_by_project(open_meter: type_of_open, sharing: str, project: str | None, reason: str) -> None:
+def test_sharing_by_project(open_meter, sharing, project, reason):
     """Sharing is off, on for all projects, or on for the selected ones by exactly their names."""
     meter = open_meter()
     projects = {"p", "q"} if sharing == "selected" else set()
@@ -361,7 +357,7 @@ def test_sharing_by_project(open_meter: type_of_open, sharing: str, project: str
     assert meter.decide(ask(1, account="a", project=project)).reason.value == reason
 
 
-def test_sharing_projects_have_one_allowance(open_meter: type_of_open) -> None:
+def test_sharing_projects_have_one_allowance(open_meter):
     """All sharing projects drain one allowance, and traffic of the others drains none."""
     meter = open_meter()
     meter.enroll("a", Enrollment(tier=5, sharing="selected", projects=["p", "q"]), actor="alice")
@@ -380,7 +376,7 @@ def test_sharing_projects_have_one_allowance(open_meter: type_of_open) -> None:
 # -- when it counts
 
 
-def test_dates_bound_it_by_the_requests_time(open_meter: type_of_open, clock: Clock) -> None:
+def test_dates_bound_it_by_the_requests_time(open_meter, clock):
     """An enrollment holds for requests from its start until before its end, whenever they arrive."""
     meter = open_meter()
     meter.enroll("a", Enrollment(tier=5, sharing="enabled", starts=NOON - HOUR, ends=NOON + HOUR), actor="alice")
@@ -400,14 +396,14 @@ def test_dates_bound_it_by_the_requests_time(open_meter: type_of_open, clock: Cl
         (NOON - HOUR, NOON + TICK, [True, True, False]),
     ],
 )
-def test_takes_part(starts: datetime | None, ends: datetime | None, expected: list[bool]) -> None:
+def test_takes_part(starts, ends, expected):
     """A missing date is no bound."""
     enrollment = Enrollment(tier=1, starts=starts, ends=ends)
     assert [takes_part(enrollment, at) for at in (NOON - TICK, NOON, NOON + TICK)] == expected
     assert [takes_part(None, at) for at in (NOON - TICK, NOON, NOON + TICK)] == [False] * 3
 
 
-def test_change_counts_for_the_next_decision_of_another_meter(open_meter: type_of_open) -> None:
+def test_change_counts_for_the_next_decision_of_another_meter(open_meter):
     """A change acknowledged to one meter counts for every decision that starts afterwards in another."""
     one, other = open_meter(), open_meter()
     seen = [other.decide(ask(1, account="a")).reason.value]
@@ -422,7 +418,7 @@ def test_change_counts_for_the_next_decision_of_another_meter(open_meter: type_o
     assert seen == ["not_enrolled", "sharing_disabled", "within_allowance", "over_allowance", "sharing_disabled"]
 
 
-def test_change_counts_in_a_batch(open_meter: type_of_open) -> None:
+def test_change_counts_in_a_batch(open_meter):
     """A batch that starts after a change is judged by it as a whole, each account by its own."""
     one, other = open_meter(), open_meter()
     for account in ("a", "b"):
@@ -437,7 +433,7 @@ def test_change_counts_in_a_batch(open_meter: type_of_open) -> None:
     ] * 2
 
 
-def test_explain_knows_the_latest_change(open_meter: type_of_open) -> None:
+def test_explain_knows_the_latest_change(open_meter):
     """What a meter explains rests on the latest change, made by whichever meter."""
     one, other = open_meter(), open_meter()
     one.enroll("a", ENABLED, actor="alice")
@@ -450,7 +446,7 @@ def test_explain_knows_the_latest_change(open_meter: type_of_open) -> None:
     ]
 
 
-def test_standing_knows_the_latest_change(open_meter: type_of_open) -> None:
+def test_standing_knows_the_latest_change(open_meter):
     """What a meter says an account has rests on the latest change."""
     one, other = open_meter(), open_meter()
     seen = []
@@ -465,7 +461,7 @@ def test_standing_knows_the_latest_change(open_meter: type_of_open) -> None:
     ]
 
 
-def test_sharing_can_be_turned_off_at_any_time(open_meter: type_of_open) -> None:
+def test_sharing_can_be_turned_off_at_any_time(open_meter):
     """Turned off, what was decided stands; turned on again in the same window, what was used is still used."""
     meter = open_meter()
     meter.enroll("a", ENABLED, actor="alice")
@@ -485,7 +481,7 @@ def test_sharing_can_be_turned_off_at_any_time(open_meter: type_of_open) -> None
     ]
 
 
-def test_late_request_is_judged_by_the_latest_change(open_meter: type_of_open, clock: Clock) -> None:
+def test_late_request_is_judged_by_the_latest_change(open_meter, clock):
     """On a store the latest acknowledged change counts, also for a request from before it."""
     meter = open_meter()
     meter.enroll("a", ENABLED, actor="alice")
@@ -494,7 +490,7 @@ def test_late_request_is_judged_by_the_latest_change(open_meter: type_of_open, c
     assert meter.decide(ask(1, account="a", at=NOON)).reason is Reason.SHARING_DISABLED
 
 
-def test_assumed_enrollment_is_for_accounts_never_enrolled(clock: Clock) -> None:
+def test_assumed_enrollment_is_for_accounts_never_enrolled(clock):
     """What is assumed of accounts counts until they are enrolled, and never again."""
     store = MemoryStore(clock=clock)
     assuming, plain = Meter(store, OPENAI, assume=ENABLED), Meter(store, OPENAI)
@@ -524,7 +520,7 @@ steps = st.tuples(
 
 @settings(max_examples=200)
 @given(history=st.lists(steps, max_size=15))
-def test_meters_over_one_store_decide_like_one(history: list[tuple[int, str, object]]) -> None:
+def test_meters_over_one_store_decide_like_one(history):
     """However changes and decisions are spread over meters, all is as if one that remembers nothing had been asked."""
     several, single = MemoryStore(clock=Clock(), bounds=None), MemoryStore(clock=Clock(), bounds=None)
     meters = [Meter(several, OPENAI) for _ in range(3)]
@@ -548,21 +544,21 @@ def test_meters_over_one_store_decide_like_one(history: list[tuple[int, str, obj
 
 
 @pytest.mark.parametrize("tier", [True, False, 6, -1, "3", 3.0, None, 10**30, float("nan")])
-def test_tier_is_a_whole_number(tier: object) -> None:
+def test_tier_is_a_whole_number(tier):
     """A tier is a whole number from 0 to 5, and nothing that only resembles one."""
     with pytest.raises(EnrollmentError) as raised:
         Enrollment(tier=tier)
     assert str(raised.value) == f"tier: found {tier!r}; expected a whole number from 0 to 5"
 
 
-def test_tier_of_many_digits() -> None:
+def test_tier_of_many_digits():
     """A tier of thousands of digits is refused like any other."""
-    with pytest.raises(EnrollmentError, match="^tier: found .*; expected a whole number from 0 to 5$"):
+    with pytest.raises(EnrollmentError, match=r"^tier: found .*; expected a whole number from 0 to 5$"):
         Enrollment(tier=10**5000)
 
 
 @pytest.mark.parametrize("sharing", ["on", "", "ENABLED", "enabled ", None, True, 1, [], b"enabled"])
-def test_sharing_is_a_word(sharing: object) -> None:
+def test_sharing_is_a_word(sharing):
     """Sharing is one of three words."""
     with pytest.raises(EnrollmentError) as raised:
         Enrollment(tier=1, sharing=sharing)
@@ -572,8 +568,8 @@ def test_sharing_is_a_word(sharing: object) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sharing": "selected"}, "projects: sharing is 'selected' with 0 projects; expected projects with sharing 'selected'"),
-        ({"projects": ["p"]}, "projects: sharing is 'disabled' with 1 projects; expected projects with sharing 'selected'"),
+        ({"sharing": "selected"}, "projects: sharing is 'selected' with 0 projects; expected "),
+        ({"projects": ["p"]}, "projects: sharing is 'disabled' with 1 projects; expected "),
         ({"sharing": "enabled", "projects": ["p", "q"]}, "projects: sharing is 'enabled' with 2 projects; expected "),
         ({"sharing": "selected", "projects": "pq"}, "projects: found 'pq'; expected a list of names"),
         ({"sharing": "selected", "projects": None}, "projects: found None; expected a list of names"),
@@ -583,34 +579,34 @@ def test_sharing_is_a_word(sharing: object) -> None:
         ({"sharing": "selected", "projects": [["p"]]}, "projects: found ['p']; expected a string"),
         ({"sharing": "selected", "projects": ["p\0"]}, "projects: found 'p\\x00'; expected no control characters"),
         ({"sharing": "selected", "projects": ["x" * 256]}, "projects: found 256 bytes; expected 1 to 255"),
-        ({"sharing": "selected", "projects": [str(n) for n in range(10_001)]}, "projects: found 10001; expected at most 10000"),
+        ({"projects": list("p" * 10_001)}, "projects: found 10001; expected at most 10000"),
         ({"plan": ""}, "plan: found 0 bytes; expected 1 to 255"),
         ({"plan": None}, "plan: found None; expected a string"),
         ({"plan": "a\tb"}, "plan: found 'a\\tb'; expected no control characters"),
         ({"zero_data_retention": None}, "zero_data_retention: found None; expected true or false"),
         ({"zero_data_retention": 1}, "zero_data_retention: found 1; expected true or false"),
         ({"zero_data_retention": "no"}, "zero_data_retention: found 'no'; expected true or false"),
-        ({"starts": datetime(2025, 1, 1)}, "starts: found 2025-01-01T00:00:00, which names no offset from UTC"),  # noqa: DTZ001
+        ({"starts": datetime(2025, 1, 1)}, "starts: found 2025-01-01T00:00:00, which names no offset from UTC"),  # noqa: DTZ001 - naive, to be refused
         ({"ends": "2025-01-01T00:00:00Z"}, "ends: found '2025-01-01T00:00:00Z'; expected a datetime with its offset"),
         ({"ends": date(2025, 1, 1)}, "ends: found datetime.date(2025, 1, 1); expected a datetime with its offset"),
-        ({"starts": datetime(9999, 1, 1, tzinfo=UTC)}, "starts: found 9999-01-01T00:00:00+00:00; expected a year from 1970"),
+        ({"starts": datetime(9999, 1, 1, tzinfo=UTC)}, "starts: found 9999-01-01T00:00:00+00:00; expected a year"),
         ({"starts": NOON, "ends": NOON}, "ends: 2025-04-20T12:00:00Z is not after starts 2025-04-20T12:00:00Z"),
-        ({"starts": NOON, "ends": NOON - TICK}, "ends: 2025-04-20T11:59:59.999999Z is not after starts 2025-04-20T12:00:00Z"),
+        ({"starts": NOON, "ends": NOON - TICK}, "ends: 2025-04-20T11:59:59.999999Z is not after starts"),
         ({"owners": "alice"}, "owners: found 'alice'; expected a list of names"),
         ({"owners": [""]}, "owners: found 0 bytes; expected 1 to 255"),
         ({"owners": [None]}, "owners: found None; expected a string"),
         ({"owners": None}, "owners: found None; expected a list of names"),
     ],
     ids=lambda value: ascii(value)[:40],
-)  # fmt: skip
-def test_bad_values(fields: dict[str, object], message: str) -> None:
+)
+def test_bad_values(fields, message):
     """A value that an enrollment cannot have is refused with its field, what was found and what was expected."""
     with pytest.raises(EnrollmentError) as raised:
         Enrollment(**{"tier": 1, **fields})
     assert str(raised.value).startswith(message)
 
 
-def test_dates_of_any_zone_are_instants() -> None:
+def test_dates_of_any_zone_are_instants():
     """The dates of an enrollment are kept in UTC, whatever zone they came in."""
     east = NOON.astimezone(tz=ZoneInfo("Asia/Kathmandu"))
     assert Enrollment(tier=1, starts=east) == Enrollment(tier=1, starts=NOON)

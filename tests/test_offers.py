@@ -4,8 +4,6 @@ The first line of a bad file says what its error must be: `# expect: line 9, KEY
 finding are compared exactly; the words, if any, must be among those of the error.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import timedelta
 from functools import cache
@@ -64,7 +62,7 @@ class Expected(NamedTuple):
     words: str
 
 
-def expected_of(name: str) -> Expected:
+def expected_of(name):
     """What the error of a bad file must be."""
     first = (FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0]
     told = re.fullmatch(r"# expect: line (\d+), (.+?): (.*?)(?:; expected (.+))?", first)
@@ -73,7 +71,7 @@ def expected_of(name: str) -> Expected:
 
 
 @cache
-def error_of(name: str) -> OfferError | None:
+def error_of(name):
     """The error of a bad file; None if it was taken for a good one."""
     try:
         load(FOLDER / f"{name}.toml")
@@ -82,7 +80,7 @@ def error_of(name: str) -> OfferError | None:
     return None
 
 
-def errors() -> dict[str, OfferError]:
+def errors():
     """The error of each bad file that has one."""
     return {name: error for name in BAD if (error := error_of(name)) is not None}
 
@@ -90,14 +88,14 @@ def errors() -> dict[str, OfferError]:
 # -- bad files
 
 
-def test_bad_files_are_many() -> None:
+def test_bad_files_are_many():
     """There is a bad file for each fault, named for it, and all that lies here is one."""
     assert len(BAD) > 100
     assert [name for name in BAD if not name.startswith("bad_")] == []
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_file(name: str) -> None:
+def test_bad_file(name):
     """A bad file is refused at the line and key of its fault, with what was found and what was expected."""
     error, expected = error_of(name), expected_of(name)
     assert error is not None
@@ -105,7 +103,7 @@ def test_bad_file(name: str) -> None:
     assert expected.words in error.expected
 
 
-def test_errors_are_one_line_that_says_all() -> None:
+def test_errors_are_one_line_that_says_all():
     """An error is printed as file, line, key, what was found and what was expected, on one line."""
     for name, error in errors().items():
         assert error.file == str(FOLDER / f"{name}.toml")
@@ -113,14 +111,14 @@ def test_errors_are_one_line_that_says_all() -> None:
         assert (len(str(error).splitlines()), len(error.expected) > 0) == (1, True)
 
 
-def test_errors_are_in_the_words_of_the_file() -> None:
+def test_errors_are_in_the_words_of_the_file():
     """No error speaks of Python or of the library that read the file."""
     foreign = re.compile(r"should|datetime\.|dictionary|object to extract|\[key\]|pattern|after validation")
     told = {name: str(error).removeprefix(error.file) for name, error in errors().items()}
     assert {name: text for name, text in told.items() if foreign.search(text)} == {}
 
 
-def test_errors_expect_more_than_the_name_of_a_key() -> None:
+def test_errors_expect_more_than_the_name_of_a_key():
     """What was expected tells the reader something: where a key is missing, what belongs there."""
     told = {name: str(error) for name, error in errors().items() if error.found == f"{error.expected} is missing"}
     assert told == {}
@@ -135,20 +133,20 @@ def test_errors_expect_more_than_the_name_of_a_key() -> None:
         ("rolling_window", {"kind", "hours"}),
     ],
 )
-def test_unknown_keys_are_told_which_are_known(table: str, keys: set[str]) -> None:
+def test_unknown_keys_are_told_which_are_known(table, keys):
     """Where a key is unknown the error names the keys that this very table may have."""
     told = errors()[f"bad_unknown_key_in_{table}"].expected
     assert set(re.findall(r"\w+", told)) - {"one", "of"} == keys
 
 
-def test_misspelled_key_is_told_as_such() -> None:
+def test_misspelled_key_is_told_as_such():
     """A misspelled key is told as unknown, not only as missing under its right name."""
     with pytest.raises(OfferError) as raised:
         parse(SMALLEST.replace("overage =", "overrage ="), file="misspelled.toml")
     assert "overrage" in str(raised.value)
 
 
-def test_number_beyond_all_bounds() -> None:
+def test_number_beyond_all_bounds():
     """A number of thousands of digits is an error of the file like any other."""
     text = SMALLEST.replace("allowance = 1", "allowance = 1" + "0" * 5000)
     with pytest.raises(OfferError) as raised:
@@ -156,7 +154,7 @@ def test_number_beyond_all_bounds() -> None:
     assert (raised.value.file, len(str(raised.value)) < 500) == ("long.toml", True)
 
 
-def test_lists_in_lists_without_end() -> None:
+def test_lists_in_lists_without_end():
     """Lists nested a hundred thousand deep are an error of the file like any other."""
     with pytest.raises(OfferError) as raised:
         parse("x = " + "[" * 100_000, file="deep.toml")
@@ -164,7 +162,7 @@ def test_lists_in_lists_without_end() -> None:
 
 
 @pytest.mark.parametrize("zone", ["posixrules", "localtime"])
-def test_zones_that_differ_between_machines(zone: str) -> None:
+def test_zones_that_differ_between_machines(zone):
     """A name under which machines keep a zone of their own is not a zone: an offer means the same everywhere."""
     window = f'{{ kind = "calendar", span = "day", zone = "{zone}" }}'
     with pytest.raises(OfferError):
@@ -174,7 +172,7 @@ def test_zones_that_differ_between_machines(zone: str) -> None:
 # -- good files
 
 
-def test_smallest_offer() -> None:
+def test_smallest_offer():
     """A revision without tokens, models or tiers needs no exclusion but that of accounts which take no part."""
     offer = parse(SMALLEST, file="smallest.toml")
     (revision,) = offer.revisions
@@ -205,7 +203,7 @@ def test_smallest_offer() -> None:
         ("0", dict.fromkeys(range(6), 0)),
     ],
 )
-def test_allowances_by_tier(allowance: str, tiers: dict[int, int]) -> None:
+def test_allowances_by_tier(allowance, tiers):
     """An allowance is one number for every tier, or a number for each tier or span of tiers."""
     text = SMALLEST.replace("allowance = 1", f"allowance = {allowance}").replace(
         'reasons = ["not_enrolled"]', 'excluded_plans = []\nreasons = ["not_enrolled", "account_not_eligible"]'
@@ -214,7 +212,7 @@ def test_allowances_by_tier(allowance: str, tiers: dict[int, int]) -> None:
     assert dict(revision.groups[0].allowances) == tiers
 
 
-def test_layout_does_not_matter() -> None:
+def test_layout_does_not_matter():
     """Comments, line endings, quotes and the order of keys change nothing."""
     text = SMALLEST.replace("\n", '  # a comment, with [brackets] and "quotes"\r\n')
     text = text.replace('name = "smallest"', "'name' = 'smallest'").replace("any_model = true", "'any_model'=true")
@@ -227,12 +225,12 @@ def test_layout_does_not_matter() -> None:
 TABLES = [name for name in shipped() if name != DEFAULT_OFFER]
 
 
-def text_of(name: str) -> str:
+def text_of(name):
     """The text of an offer that is shipped."""
     return (CONFIG / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def places_for_a_key(lines: list[str]) -> list[int]:
+def places_for_a_key(lines):
     """The numbers of the lines after which a key may stand: not within a list of several lines."""
     places = []
     inside = False
@@ -246,7 +244,7 @@ def places_for_a_key(lines: list[str]) -> list[int]:
     return places
 
 
-def fault_of(lines: list[str]) -> OfferError:
+def fault_of(lines):
     """The error of a text made of these lines."""
     with pytest.raises(OfferError) as raised:
         parse("\n".join(lines), file="mutant.toml")
@@ -254,7 +252,7 @@ def fault_of(lines: list[str]) -> OfferError:
 
 
 @pytest.mark.parametrize(("name", "step"), [*((name, 1) for name in TABLES), (DEFAULT_OFFER, 3)])
-def test_line_of_an_unknown_key(name: str, step: int) -> None:
+def test_line_of_an_unknown_key(name, step):
     """Wherever a key is put into a shipped file, the error names its very line."""
     lines = text_of(name).splitlines()
     for place in places_for_a_key(lines)[::step]:
@@ -263,7 +261,7 @@ def test_line_of_an_unknown_key(name: str, step: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "step"), [*((name, 1) for name in TABLES), (DEFAULT_OFFER, 4)])
-def test_line_of_a_value_of_the_wrong_type(name: str, step: int) -> None:
+def test_line_of_a_value_of_the_wrong_type(name, step):
     """Whichever date, word or number of a shipped file becomes a time of day, the error names its line and key."""
     lines = text_of(name).splitlines()
     revision, groups = 0, 0
@@ -280,7 +278,7 @@ def test_line_of_a_value_of_the_wrong_type(name: str, step: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "step"), [*((name, 1) for name in TABLES), (DEFAULT_OFFER, 5)])
-def test_line_of_a_model_that_is_listed_twice(name: str, step: int) -> None:
+def test_line_of_a_model_that_is_listed_twice(name, step):
     """Whichever model of a shipped list becomes the first one of its list, the error names its line and its place."""
     lines = text_of(name).splitlines()
     first, items = "", 0
@@ -304,14 +302,14 @@ def test_line_of_a_model_that_is_listed_twice(name: str, step: int) -> None:
 # -- what is shipped
 
 
-def test_shipped_offers() -> None:
+def test_shipped_offers():
     """The offers that come with the program are those of config/, one file each."""
     assert shipped() == sorted(path.stem for path in CONFIG.iterdir())
     assert shipped() == [line.split()[0] for line in SHIPPED.strip().splitlines()[1:]]
 
 
 @pytest.mark.parametrize("line", SHIPPED.strip().splitlines()[1:], ids=lambda line: line.split()[0])
-def test_shape_of_shipped_offers(line: str) -> None:
+def test_shape_of_shipped_offers(line):
     """Each shipped offer is of the shape that it is shipped for."""
     name, revisions, window, unit, overage, groups = re.split(r"  +", line)
     offer = load(name)
@@ -321,13 +319,13 @@ def test_shape_of_shipped_offers(line: str) -> None:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_shipped_offer_is_named_for_its_file(name: str) -> None:
+def test_shipped_offer_is_named_for_its_file(name):
     """A shipped offer's name is its file's, by name and by path alike."""
     assert [load(name).name, load(CONFIG / f"{name}.toml").name, load(str(CONFIG / f"{name}.toml")).name] == [name] * 3
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_revisions_are_in_order_and_meet(name: str) -> None:
+def test_revisions_are_in_order_and_meet(name):
     """The revisions of a shipped offer follow each other without gap or overlap, and the last one is in force."""
     offer = load(name)
     assert [earlier.ends for earlier, _ in pairwise(offer.revisions)] == [
@@ -342,7 +340,7 @@ def test_revisions_are_in_order_and_meet(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_shipped_revisions_tell_where_they_are_from(name: str) -> None:
+def test_shipped_revisions_tell_where_they_are_from(name):
     """Every revision but the first of OpenAI's tells on which day it was observed, which is a day of its own."""
     offer = load(name)
     undated = [revision.name for revision in offer.revisions if revision.observed_on is None]
@@ -354,7 +352,7 @@ def test_shipped_revisions_tell_where_they_are_from(name: str) -> None:
         assert revision.source
 
 
-def test_rolling_windows_end_at_the_switch() -> None:
+def test_rolling_windows_end_at_the_switch():
     """The rolling revision hands over on 2025-03-06, and every daily one knows since when the day is the window."""
     rolling, *daily = load(DEFAULT_OFFER).revisions
     assert (rolling.after, rolling.before, rolling.ends) == (None, daily[0].starts, daily[0].starts)
@@ -362,7 +360,7 @@ def test_rolling_windows_end_at_the_switch() -> None:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_another_reading_changes_nothing_else(name: str) -> None:
+def test_another_reading_changes_nothing_else(name):
     """Another reading of an offer differs in what counts and in what of an overage is billed, and in nothing else."""
     offer = load(name)
     read = offer.reading(counts="all", overage="excess")
@@ -382,7 +380,7 @@ def test_another_reading_changes_nothing_else(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["openai", "OPENAI-DATA-SHARING", "openai-data-sharing ", "", "../config/openai-evals", "nowhere.toml"]
 )
-def test_unknown_offer(name: str) -> None:
+def test_unknown_offer(name):
     """A name that is neither shipped nor the path of a file is refused, and the message lists what is shipped."""
     with pytest.raises(OfferError) as raised:
         load(name)
@@ -391,7 +389,7 @@ def test_unknown_offer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["offer.txt", "offer", "folder.toml"])
-def test_what_is_no_toml_file(name: str, tmp_path: Path) -> None:
+def test_what_is_no_toml_file(name, tmp_path):
     """A file that does not end in .toml, and a folder that does, are refused."""
     if name == "folder.toml":
         (tmp_path / name).mkdir()
@@ -401,7 +399,7 @@ def test_what_is_no_toml_file(name: str, tmp_path: Path) -> None:
         load(tmp_path / name)
 
 
-def test_file_that_is_not_utf8(tmp_path: Path) -> None:
+def test_file_that_is_not_utf8(tmp_path):
     """A file in another encoding is refused as such."""
     path = tmp_path / "latin.toml"
     path.write_bytes(SMALLEST.replace("smallest", "kleinste \u00e4").encode("latin-1"))
@@ -410,7 +408,7 @@ def test_file_that_is_not_utf8(tmp_path: Path) -> None:
     assert (raised.value.file, raised.value.key, raised.value.expected) == (str(path), "the file", "UTF-8 text")
 
 
-def test_file_that_is_too_large(tmp_path: Path) -> None:
+def test_file_that_is_too_large(tmp_path):
     """A file of more than 1 MiB is not read as an offer."""
     path = tmp_path / "large.toml"
     path.write_text(SMALLEST + "#" * FILE_BYTES_MAX, encoding="utf-8")
@@ -419,7 +417,7 @@ def test_file_that_is_too_large(tmp_path: Path) -> None:
     assert str(raised.value) == f"{path}: the file: {path.stat().st_size} bytes; expected at most {FILE_BYTES_MAX}"
 
 
-def test_offer_by_path(tmp_path: Path) -> None:
+def test_offer_by_path(tmp_path):
     """An offer of one's own is loaded by its path, and errors in it name that path."""
     path = tmp_path / "smallest.toml"
     path.write_text(SMALLEST, encoding="utf-8")

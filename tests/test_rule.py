@@ -3,8 +3,6 @@
 Tables are text, so that whoever knows the offer can check them without knowing Python.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -12,10 +10,10 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gratis import Decision, Enrollment, Meter, Reason, Request, Sharing
+from gratis import Enrollment, Meter, Reason, Request, Sharing
 from gratis.model import TOKENS_MAX, Counts, Overage, Terms, Window
 from gratis.offers import load
-from gratis.rule import Charge, Tally, decide, free_part, is_free, used_after
+from gratis.rule import Charge, decide, free_part, is_free, used_after
 from gratis.stores import Bounds
 from gratis.stores.memory import MemoryStore
 
@@ -142,32 +140,30 @@ at                          tokens     verdict  window start               windo
 """
 
 
-def rows(table: str) -> list[list[str]]:
+def rows(table):
     """The cells of a text table below its heading; blank lines are for the eye."""
     return [line.split() for line in table.splitlines() if line.strip()][1:]
 
 
-def number(text: str) -> int:
+def number(text):
     """A number as people write it: 1,005,000 or 1 005 k."""
     digits = text.replace(",", "").replace(" ", "")
     return int(digits.removesuffix("k")) * (1000 if digits.endswith("k") else 1)
 
 
-def instant(text: str) -> datetime:
+def instant(text):
     """A time of a table, which is UTC."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-def meter(*, counts: str | None = None, overage: str | None = None, tier: int | None = 5) -> Meter:
+def meter(*, counts=None, overage=None, tier=5):
     """A meter for OpenAI's offer that judges old data as it was."""
     assume = None if tier is None else Enrollment(tier=tier, sharing=Sharing.ENABLED)
     store = MemoryStore(clock=lambda: datetime(2026, 1, 1, tzinfo=UTC), bounds=None)
     return Meter(store, OFFER.reading(counts=counts, overage=overage), assume=assume)
 
 
-def ask(
-    key: object, at: datetime, tokens: int, *, model: str = LARGE, account: str = "default", tools: tuple[str, ...] = ()
-) -> Request:
+def ask(key, at, tokens, *, model=LARGE, account="default", tools=()):
     """A request of this size, two thirds of it input."""
     made = tokens // 3
     return Request(
@@ -175,7 +171,7 @@ def ask(
     )
 
 
-def decide_table(table: str, *, counts: str | None = None, overage: str | None = None) -> list[list[str]]:
+def decide_table(table, *, counts=None, overage=None):
     """Decide the rows of a table of times, and print it again."""
     told = meter(counts=counts, overage=overage)
     printed = []
@@ -192,7 +188,7 @@ def decide_table(table: str, *, counts: str | None = None, overage: str | None =
 # -- the article's table
 
 
-def article() -> list[tuple[str, int, int, str]]:
+def article():
     """The article's table: time, tokens, running total, verdict."""
     found = []
     for line in ARTICLE.strip().splitlines()[1:]:
@@ -201,7 +197,7 @@ def article() -> list[tuple[str, int, int, str]]:
     return found
 
 
-def decide_article(told: Meter, *, upto: int = 8) -> list[Decision]:
+def decide_article(told, *, upto=8):
     """Decide the first rows of the article's table."""
     return [
         told.decide(ask(place, instant(f"{DAY_OF_ARTICLE}T{time}:00"), tokens))
@@ -210,7 +206,7 @@ def decide_article(told: Meter, *, upto: int = 8) -> list[Decision]:
 
 
 @pytest.mark.parametrize(("counts", "overage"), READINGS)
-def test_article_verdicts_and_totals(counts: Counts, overage: Overage) -> None:
+def test_article_verdicts_and_totals(counts, overage):
     """Under every reading the article's eight rows have the verdicts and running totals that it prints."""
     decisions = decide_article(meter(counts=counts, overage=overage))
     printed = [
@@ -221,7 +217,7 @@ def test_article_verdicts_and_totals(counts: Counts, overage: Overage) -> None:
 
 
 @pytest.mark.parametrize(("counts", "overage"), READINGS)
-def test_article_window_and_order(counts: Counts, overage: Overage) -> None:
+def test_article_window_and_order(counts, overage):
     """The eight rows fall in one UTC day of the group 1M, and are numbered in order."""
     decisions = decide_article(meter(counts=counts, overage=overage))
     facts = [(one.group, one.allowance, one.window_start, one.window_end, one.seq) for one in decisions]
@@ -238,7 +234,7 @@ def test_article_window_and_order(counts: Counts, overage: Overage) -> None:
         ("all", "excess", 1_005_000, 25_000, 5_000),
     ],
 )
-def test_article_eighth_row(counts: str, overage: str, used: int, free: int, billed: int) -> None:
+def test_article_eighth_row(counts, overage, used, free, billed):
     """The billed row differs between readings only in what is used after it, and in what of it is free."""
     last = decide_article(meter(counts=counts, overage=overage))[-1]
     assert (last.used, last.free_tokens, last.billed_tokens, last.reason, last.remaining) == (
@@ -251,7 +247,7 @@ def test_article_eighth_row(counts: str, overage: str, used: int, free: int, bil
 
 
 @pytest.mark.parametrize("row", rows(ONE_MORE), ids=" ".join)
-def test_one_more_request(row: list[str]) -> None:
+def test_one_more_request(row):
     """At 975k used 25,000 is free and 25,001 is billed; what follows the billed row depends on the reading."""
     count, counts, overage, tokens, verdict, free, used, total = row
     told = meter(counts=counts, overage=overage)
@@ -266,7 +262,7 @@ def test_one_more_request(row: list[str]) -> None:
 
 
 @pytest.mark.parametrize("row", rows(COMPARISON), ids=" ".join)
-def test_comparison_of_readings(row: list[str]) -> None:
+def test_comparison_of_readings(row):
     """750k, 500k and 100k on models of one group are billed 600k, 500k or 350k, depending on the reading."""
     counts, overage, *numbers = row
     told = meter(counts=counts, overage=overage)
@@ -278,7 +274,7 @@ def test_comparison_of_readings(row: list[str]) -> None:
     assert [*parts, (large.billed_tokens or 0) + (small.billed_tokens or 0)] == [number(cell) for cell in numbers]
 
 
-def test_groups_do_not_share() -> None:
+def test_groups_do_not_share():
     """What the large models used takes nothing from the small ones."""
     told = meter()
     at = instant("2025-04-20T10:00:00")
@@ -287,7 +283,7 @@ def test_groups_do_not_share() -> None:
     assert (small.verdict.value, small.group, small.used, small.seq) == ("free", "10M", 10_000_000, 1)
 
 
-def test_excluded_requests_count_nowhere() -> None:
+def test_excluded_requests_count_nowhere():
     """Under counts = all, too, only eligible requests add to what is used; the others have no place in a window."""
     told = meter(counts="all")
     at = instant("2025-04-20T10:00:00")
@@ -306,7 +302,7 @@ def test_excluded_requests_count_nowhere() -> None:
 
 
 @pytest.mark.parametrize("row", rows(RULE), ids=" ".join)
-def test_rule_by_example(row: list[str]) -> None:
+def test_rule_by_example(row):
     """A request is free if all of it fits in what is left, and a billed one leaves what is used as it was."""
     used, tokens, allowance = (int(cell) for cell in row[:3])
     free = free_part(tokens, allowance=allowance, used=used, overage=Overage.WHOLE)
@@ -317,7 +313,7 @@ def test_rule_by_example(row: list[str]) -> None:
 # -- tiers
 
 
-def test_tier_change_in_a_window() -> None:
+def test_tier_change_in_a_window():
     """A change of tier applies to later decisions of the same window; earlier ones stand."""
     told = meter(tier=None)
     at = instant("2025-04-20T10:00:00")
@@ -338,18 +334,18 @@ def test_tier_change_in_a_window() -> None:
 
 
 @pytest.mark.parametrize(("tier", "large", "small"), [(t, 250_000, 2_500_000) for t in (1, 2)])
-def test_allowances_of_low_tiers(tier: int, large: int, small: int) -> None:
+def test_allowances_of_low_tiers(tier, large, small):
     """Tiers 1 and 2 have 250k on the large models and 2.5M on the small ones."""
     assert allowances(tier) == (large, small)
 
 
 @pytest.mark.parametrize(("tier", "large", "small"), [(t, 1_000_000, 10_000_000) for t in (3, 4, 5)])
-def test_allowances_of_high_tiers(tier: int, large: int, small: int) -> None:
+def test_allowances_of_high_tiers(tier, large, small):
     """Tiers 3 to 5 have 1M on the large models and 10M on the small ones."""
     assert allowances(tier) == (large, small)
 
 
-def allowances(tier: int) -> tuple[int | None, int | None]:
+def allowances(tier):
     """What an account of this tier may use on a large and on a small model."""
     told = meter(tier=tier)
     at = instant("2025-04-20T10:00:00")
@@ -364,18 +360,18 @@ def allowances(tier: int) -> tuple[int | None, int | None]:
     [ROLLING, ON_THE_END, BILLED_OPENS_NOTHING, ZERO_OPENS, LATE_ARRIVAL, SWITCH],
     ids=["the article's", "on the end", "billed opens nothing", "zero opens", "late arrival", "switch of 2025-03-06"],
 )
-def test_windows_by_example(table: str) -> None:
+def test_windows_by_example(table):
     """A window lasts 24 h from the first free request after the last one ended; since 2025-03-06 it is the UTC day."""
     assert decide_table(table) == rows(table)
 
 
-def test_part_of_a_request_opens_a_rolling_window() -> None:
+def test_part_of_a_request_opens_a_rolling_window():
     """Where only the excess is billed, a request with some free tokens opens a window."""
     opened = decide_table(BILLED_OPENS_NOTHING, overage="excess")[0]
     assert opened[2:] == ["billed", "2025-01-01T05:00:00", "2025-01-02T05:00:00"]
 
 
-def test_billed_request_outside_of_windows() -> None:
+def test_billed_request_outside_of_windows():
     """A billed request that opens no window has a total, but no window, no place in it, and nothing used."""
     one = meter().decide(ask(1, instant("2025-01-01T05:00:00"), 1_000_001))
     assert (one.window, one.seq, one.used, one.total, one.remaining, one.reason, one.billed_tokens) == (
@@ -389,7 +385,7 @@ def test_billed_request_outside_of_windows() -> None:
     )
 
 
-def test_excluded_request_opens_no_rolling_window() -> None:
+def test_excluded_request_opens_no_rolling_window():
     """An excluded request opens no rolling window either."""
     told = meter()
     told.decide(ask(1, instant("2025-01-01T05:00:00"), 1, model="gpt-4o"))
@@ -397,7 +393,7 @@ def test_excluded_request_opens_no_rolling_window() -> None:
     assert (one.window_start, one.seq) == (instant("2025-01-01T07:00:00"), 1)
 
 
-def test_each_group_rolls_by_itself() -> None:
+def test_each_group_rolls_by_itself():
     """The two groups open their rolling windows independently."""
     told = meter()
     told.decide(ask(1, instant("2025-01-01T07:00:00"), 1))
@@ -405,7 +401,7 @@ def test_each_group_rolls_by_itself() -> None:
     assert small.window_start == instant("2025-01-01T09:00:00")
 
 
-def test_revisions_at_the_switch() -> None:
+def test_revisions_at_the_switch():
     """The last microsecond before 2025-03-06 is judged by the rolling revision, midnight by the daily one."""
     told = meter()
     names = [
@@ -415,7 +411,7 @@ def test_revisions_at_the_switch() -> None:
     assert names == ["2024-12-01", "2025-03-06"]
 
 
-def test_rolling_window_is_kept_for_late_requests() -> None:
+def test_rolling_window_is_kept_for_late_requests():
     """With bounds, a late request is judged in the rolling window that was open, until seven days after its end."""
     clock = [instant("2025-01-01T07:00:00")]
     store = MemoryStore(clock=lambda: clock[0], bounds=Bounds())
@@ -448,14 +444,14 @@ class Day(NamedTuple):
     overage: Overage
 
 
-def step(data: bytes) -> Step:
+def step(data):
     """Three numbers of up to 10^12, small ones as often as large ones."""
     third = len(data) // 3
     parts = (data[:third], data[third : 2 * third], data[2 * third :])
     return Step(*(int.from_bytes(part, "big") % (TOKENS_MAX + 1) for part in parts))
 
 
-def day(data: bytes) -> Day:
+def day(data):
     """An allowance up to 30 under some reading, and requests up to 9."""
     return Day([byte % 10 for byte in data[2:]], data[0] % 31, *READINGS[data[1] % len(READINGS)])
 
@@ -464,7 +460,7 @@ steps = st.binary(max_size=15).map(step)
 days = st.binary(min_size=2, max_size=12).map(day)
 
 
-def fold(sizes: list[int], allowance: int, counts: Counts, overage: Overage) -> list[tuple[int, int]]:
+def fold(sizes, allowance, counts, overage):
     """Free part and use after each request, in order."""
     found, used = [], 0
     for size in sizes:
@@ -476,7 +472,7 @@ def fold(sizes: list[int], allowance: int, counts: Counts, overage: Overage) -> 
 
 @settings(max_examples=2000)
 @given(step=steps)
-def test_never_above_the_allowance(step: Step) -> None:
+def test_never_above_the_allowance(step):
     """Where free tokens count, nothing that is free takes the use above the allowance, however high it stood."""
     size, allowance, used = step
     for overage in Overage:
@@ -487,7 +483,7 @@ def test_never_above_the_allowance(step: Step) -> None:
 
 @settings(max_examples=2000)
 @given(step=steps)
-def test_billed_request_changes_nothing(step: Step) -> None:
+def test_billed_request_changes_nothing(step):
     """Whole requests: a free one adds all its tokens, a billed one leaves the use as it was."""
     size, allowance, used = step
     free = free_part(size, allowance=allowance, used=used, overage=Overage.WHOLE)
@@ -497,7 +493,7 @@ def test_billed_request_changes_nothing(step: Step) -> None:
 
 @settings(max_examples=2000)
 @given(step=steps)
-def test_landing_exactly_is_free(step: Step) -> None:
+def test_landing_exactly_is_free(step):
     """The largest request that is free lands exactly on the allowance; one token more is billed."""
     _, allowance, used = step
     left = allowance - used
@@ -508,7 +504,7 @@ def test_landing_exactly_is_free(step: Step) -> None:
 
 @settings(max_examples=2000)
 @given(step=steps, more=st.integers(0, TOKENS_MAX))
-def test_monotone_in_the_allowance(step: Step, more: int) -> None:
+def test_monotone_in_the_allowance(step, more):
     """At the same use a higher allowance never makes less of a request free."""
     size, allowance, used = step
     for overage in Overage:
@@ -519,7 +515,7 @@ def test_monotone_in_the_allowance(step: Step, more: int) -> None:
 
 @settings(max_examples=2000)
 @given(step=steps)
-def test_excess_is_whole_or_what_was_left(step: Step) -> None:
+def test_excess_is_whole_or_what_was_left(step):
     """Billing the excess agrees with billing the whole where all fits, and else frees what was left."""
     size, allowance, used = step
     whole = free_part(size, allowance=allowance, used=used, overage=Overage.WHOLE)
@@ -527,7 +523,7 @@ def test_excess_is_whole_or_what_was_left(step: Step) -> None:
     assert (whole, excess) == ((size, size) if size <= allowance - used else (0, max(0, allowance - used)))
 
 
-def test_every_small_case() -> None:
+def test_every_small_case():
     """For all small numbers the rule is: free if used and tokens together do not exceed the allowance."""
     wrong = [
         (size, allowance, used)
@@ -543,7 +539,7 @@ def test_every_small_case() -> None:
 
 @settings(max_examples=2000)
 @given(day=days)
-def test_order_decides(day: Day) -> None:
+def test_order_decides(day):
     """Order of arrival decides: what comes later changes nothing that came before."""
     whole = fold(*day)
     assert [fold(day.sizes[:upto], *day[1:]) for upto in range(len(whole))] == [
@@ -553,7 +549,7 @@ def test_order_decides(day: Day) -> None:
 
 @settings(max_examples=2000)
 @given(day=days)
-def test_all_or_nothing_after_the_crossing(day: Day) -> None:
+def test_all_or_nothing_after_the_crossing(day):
     """Where every token counts, all is free up to the first crossing and billed from it on, whatever the overage."""
     whole = fold(day.sizes, day.allowance, Counts.ALL, Overage.WHOLE)
     excess = fold(day.sizes, day.allowance, Counts.ALL, Overage.EXCESS)
@@ -566,7 +562,7 @@ def test_all_or_nothing_after_the_crossing(day: Day) -> None:
 
 @settings(max_examples=2000)
 @given(day=days)
-def test_excess_wastes_nothing(day: Day) -> None:
+def test_excess_wastes_nothing(day):
     """Where only the excess is billed, all of the allowance is used if there is enough to use it: never less free."""
     excess = sum(free for free, _ in fold(day.sizes, day.allowance, Counts.FREE, Overage.EXCESS))
     whole = sum(free for free, _ in fold(day.sizes, day.allowance, Counts.FREE, Overage.WHOLE))
@@ -576,7 +572,7 @@ def test_excess_wastes_nothing(day: Day) -> None:
 
 @settings(max_examples=2000)
 @given(day=days)
-def test_conservation(day: Day) -> None:
+def test_conservation(day):
     """What is used is the sum of what counts, and free and billed tokens are all tokens."""
     sizes, allowance, counts, _ = day
     window = Window(instant("2025-04-20T00:00:00"), instant("2025-04-21T00:00:00"))
@@ -595,11 +591,11 @@ def test_conservation(day: Day) -> None:
     ]
 
 
-def in_order(day: Day, times: list[datetime], *, window: Window | None = None) -> list[Decision]:
+def in_order(day, times, *, window=None):
     """Decide charges of one group in order; without a window it rolls for 24 h."""
     sizes, allowance, counts, overage = day
     terms = Terms("offer", "2025-01-01", None, None, "g", allowance=allowance, counts=counts, overage=overage)
-    tally: Tally | None = None
+    tally = None
     decisions = []
     for place, (size, at) in enumerate(zip(sizes, times, strict=True)):
         own = Window(at, at + timedelta(hours=24)) if window is None else window
@@ -617,7 +613,7 @@ times_of_day = st.binary(min_size=10, max_size=10).map(
 
 @settings(max_examples=1000)
 @given(day=days, times=times_of_day)
-def test_rolling_windows_open_at_free_tokens(day: Day, times: list[datetime]) -> None:
+def test_rolling_windows_open_at_free_tokens(day, times):
     """Each rolling window starts at a request with something free, lasts 24 h, and begins after the one before."""
     inside = [one for one in in_order(day, times[: len(day.sizes)]) if one.window is not None]
     opening = [one for one in inside if one.seq == 1]
@@ -631,7 +627,7 @@ def test_rolling_windows_open_at_free_tokens(day: Day, times: list[datetime]) ->
 
 @settings(max_examples=1000)
 @given(day=days, times=times_of_day)
-def test_rolling_windows_in_order_of_time(day: Day, times: list[datetime]) -> None:
+def test_rolling_windows_in_order_of_time(day, times):
     """Requests in order of time lie in the window that judges them; those in none do not fit in a fresh allowance."""
     end = None
     for one in in_order(day, sorted(times[: len(day.sizes)])):
@@ -646,9 +642,9 @@ def test_rolling_windows_in_order_of_time(day: Day, times: list[datetime]) -> No
 
 @settings(max_examples=1000)
 @given(day=days, times=times_of_day)
-def test_each_rolling_window_is_the_rule(day: Day, times: list[datetime]) -> None:
+def test_each_rolling_window_is_the_rule(day, times):
     """Within each rolling window the decisions, in order of seq, are what the rule gives from zero."""
-    windows: dict[Window, list[Decision]] = {}
+    windows = {}
     for one in in_order(day, times[: len(day.sizes)]):
         if one.window is not None:
             windows.setdefault(one.window, []).append(one)
@@ -658,13 +654,13 @@ def test_each_rolling_window_is_the_rule(day: Day, times: list[datetime]) -> Non
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**53 - 1, 2**53, 2**53 + 1, TOKENS_MAX - 1, TOKENS_MAX])
-def test_exact_beyond_floating_point(size: int) -> None:
+def test_exact_beyond_floating_point(size):
     """The comparison is exact for integers of every size that the rule may meet, far beyond what floats can tell."""
     assert [is_free(size + more, allowance=size + 7, used=7) for more in (-1, 0, 1)] == [True, True, False]
     assert [is_free(size + more, allowance=10**18 + size, used=10**18) for more in (0, 1)] == [True, False]
 
 
-def test_largest_numbers_are_decided() -> None:
+def test_largest_numbers_are_decided():
     """A request of 10^12 tokens is judged like any other, and adds up exactly."""
     at = instant("2025-04-20T00:00:00")
     window = Window(at, at + timedelta(days=1))

@@ -1,7 +1,5 @@
 """In which window an instant falls: calendars tile time in every zone, and the machine's own zone does not matter."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -96,17 +94,17 @@ for offer, model in (("openai-data-sharing", "gpt-4o-2024-08-06"), ("gemini-free
 """
 
 
-def instant(text: str) -> datetime:
+def instant(text):
     """A time of a table, which is UTC."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-def rows(table: str) -> list[list[str]]:
+def rows(table):
     """The cells of a text table below its heading."""
     return [line.split() for line in table.strip().splitlines()[1:]]
 
 
-def check_tile(calendar: Calendar, at: datetime) -> Window:
+def check_tile(calendar, at):
     """The window holds the instant; its first and last instants give it again, its end gives the next one."""
     window = calendar_window(calendar, at)
     assert window.start <= at < window.end
@@ -121,7 +119,7 @@ def check_tile(calendar: Calendar, at: datetime) -> Window:
 
 
 @pytest.mark.parametrize("row", rows(DAYS), ids=" ".join)
-def test_days_by_example(row: list[str]) -> None:
+def test_days_by_example(row):
     """A local day starts at its midnight, or where the clocks leapt over it, and is as long as the clocks make it."""
     zone, at, start, hours = row
     window = check_tile(Calendar(Span.DAY, zone), instant(at))
@@ -129,13 +127,13 @@ def test_days_by_example(row: list[str]) -> None:
 
 
 @pytest.mark.parametrize("row", rows(NEWFOUNDLAND), ids=" ".join)
-def test_an_hour_of_yesterday_comes_again(row: list[str]) -> None:
+def test_an_hour_of_yesterday_comes_again(row):
     """Where the clocks go back across midnight, the day that has begun goes on: windows never return."""
     at, start, end = (instant(cell) for cell in row)
     assert check_tile(Calendar(Span.DAY, "America/St_Johns"), at) == Window(start, end)
 
 
-def test_utc_day_is_half_open() -> None:
+def test_utc_day_is_half_open():
     """The UTC day is [00:00, next 00:00): its last microsecond is its own, midnight is the next one's."""
     day = Calendar(Span.DAY, "UTC")
     midnight = instant("2025-03-07T00:00:00")
@@ -146,7 +144,7 @@ def test_utc_day_is_half_open() -> None:
 
 
 @pytest.mark.parametrize("starts", range(7), ids=WEEKDAYS)
-def test_weeks_start_on_their_day(starts: int) -> None:
+def test_weeks_start_on_their_day(starts):
     """A week starts at 00:00 of the weekday that it is given, and lasts seven days."""
     calendar = Calendar(Span.WEEK, "UTC", starts)
     for hour in range(0, 24 * 15, 5):
@@ -154,13 +152,13 @@ def test_weeks_start_on_their_day(starts: int) -> None:
         assert (window.start.weekday(), window.start.time(), window.end - window.start) == (starts, time(0), 7 * DAY)
 
 
-def test_week_across_a_year() -> None:
+def test_week_across_a_year():
     """The Monday week of 2025-01-01 starts in 2024."""
     window = calendar_window(Calendar(Span.WEEK, "UTC"), instant("2025-01-01T00:00:00"))
     assert window == Window(instant("2024-12-30T00:00:00"), instant("2025-01-06T00:00:00"))
 
 
-def test_week_in_a_zone_has_the_hours_of_its_days() -> None:
+def test_week_in_a_zone_has_the_hours_of_its_days():
     """The week of a change of clocks is an hour shorter or longer."""
     calendar = Calendar(Span.WEEK, "America/Los_Angeles", WEEKDAYS.index("monday"))
     lengths = [
@@ -180,7 +178,7 @@ def test_week_in_a_zone_has_the_hours_of_its_days() -> None:
         (2025, [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]),
     ],
 )
-def test_months(year: int, days: list[int]) -> None:
+def test_months(year, days):
     """A month lasts from its first midnight to the next month's, December to January, leap years included."""
     calendar = Calendar(Span.MONTH, "UTC")
     windows = [
@@ -191,19 +189,19 @@ def test_months(year: int, days: list[int]) -> None:
     ]
 
 
-def test_month_that_lost_a_day() -> None:
+def test_month_that_lost_a_day():
     """December 2011 had 30 days in Samoa, and ended with the month as the zone names it."""
     window = check_tile(Calendar(Span.MONTH, "Pacific/Apia"), instant("2011-12-15T00:00:00"))
     assert window == Window(instant("2011-12-01T10:00:00"), instant("2011-12-31T10:00:00"))
 
 
-def test_calendars_at_the_ends_of_time() -> None:
+def test_calendars_at_the_ends_of_time():
     """The first and the last instant that a request may have lie in windows like all others."""
     for span, zone, at in product(Span, ("UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"), (AT_MIN, AT_MAX - TICK)):
         check_tile(Calendar(span, zone), at)
 
 
-def test_names_of_windows() -> None:
+def test_names_of_windows():
     """A kind of window has one name, by which stores keep it."""
     kinds = [
         Calendar(Span.DAY, "UTC"),
@@ -224,14 +222,14 @@ calendars = st.builds(Calendar, st.sampled_from(Span), st.sampled_from(ZONES), s
 
 @settings(max_examples=2000)
 @given(calendar=calendars, at=instants)
-def test_calendars_tile_time(calendar: Calendar, at: datetime) -> None:
+def test_calendars_tile_time(calendar, at):
     """In every zone each instant lies in exactly one window, whose end is the next one's start."""
     check_tile(calendar, at)
 
 
 @settings(max_examples=1000)
 @given(calendar=calendars, at=instants)
-def test_windows_start_where_the_zone_says(calendar: Calendar, at: datetime) -> None:
+def test_windows_start_where_the_zone_says(calendar, at):
     """By the zone's own clock a window's first day is that of its span, unless the zone skipped that day."""
     zone = ZoneInfo(calendar.zone)
     window = calendar_window(calendar, at)
@@ -247,12 +245,12 @@ def test_windows_start_where_the_zone_says(calendar: Calendar, at: datetime) -> 
 
 
 @pytest.mark.parametrize("zone", ODD_ZONES)
-def test_days_follow_each_other(zone: str) -> None:
+def test_days_follow_each_other(zone):
     """Walked from end to end, the windows are the local days: each once, in order, none but those that were skipped."""
     first, last = ODD_ZONES[zone]
     calendar, local = Calendar(Span.DAY, zone), ZoneInfo(zone)
     at = datetime(first, 1, 1, 12, tzinfo=UTC)
-    days: list[date] = []
+    days = []
     while at.year < last:
         window = calendar_window(calendar, at)
         days.append(window.start.astimezone(local).date())
@@ -262,7 +260,7 @@ def test_days_follow_each_other(zone: str) -> None:
 
 
 @pytest.mark.parametrize("zone", ODD_ZONES)
-def test_days_tile_around_each_change_of_clocks(zone: str) -> None:
+def test_days_tile_around_each_change_of_clocks(zone):
     """Around every day that is not 24 h long, all instants lie in windows that tile."""
     first, last = ODD_ZONES[zone]
     calendar = Calendar(Span.DAY, zone)
@@ -285,14 +283,14 @@ def test_days_tile_around_each_change_of_clocks(zone: str) -> None:
 
 @settings(max_examples=500)
 @given(at=instants, span=st.sampled_from(Span), starts=st.integers(0, 6))
-def test_utc_by_any_name(at: datetime, span: Span, starts: int) -> None:
+def test_utc_by_any_name(at, span, starts):
     """The UTC day, for which there is a shortcut, is the day of the zone Etc/UTC."""
     assert calendar_window(Calendar(span, "UTC", starts), at) == calendar_window(Calendar(span, "Etc/UTC", starts), at)
 
 
 @settings(max_examples=200)
 @given(at=instants, hours=st.integers(1, 24 * 366))
-def test_rolling_window_is_hours_long(at: datetime, hours: int) -> None:
+def test_rolling_window_is_hours_long(at, hours):
     """A rolling window starts at its request and lasts its hours, whatever any clock on a wall does meanwhile."""
     assert rolling_window(Rolling(hours), at) == Window(at, at + hours * HOUR)
 
@@ -312,7 +310,7 @@ start                end                  after                before           
 
 
 @pytest.mark.parametrize("row", rows(CLIPS), ids=" ".join)
-def test_clip_by_example(row: list[str]) -> None:
+def test_clip_by_example(row):
     """A window ends at the switch to another kind of window, and starts no earlier than the last switch."""
     start, end, after, before, clipped_start, clipped_end = (None if cell == "-" else instant(cell) for cell in row)
     assert start is not None
@@ -322,7 +320,7 @@ def test_clip_by_example(row: list[str]) -> None:
 
 @settings(max_examples=500)
 @given(edges=st.lists(instants, min_size=4, max_size=4, unique=True), inside=instants, sides=st.integers(0, 3))
-def test_clip_keeps_what_lies_between_the_switches(edges: list[datetime], inside: datetime, sides: int) -> None:
+def test_clip_keeps_what_lies_between_the_switches(edges, inside, sides):
     """An instant lies in the clipped window just if it lies in the window and on this side of both switches."""
     start, end = sorted(edges[:2])
     after, before = sorted(edges[2:])
@@ -337,12 +335,12 @@ def test_clip_keeps_what_lies_between_the_switches(edges: list[datetime], inside
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Apia", "America/Los_Angeles"])
-def test_zone_of_the_machine_does_not_matter(zone: str) -> None:
+def test_zone_of_the_machine_does_not_matter(zone):
     """Windows and decisions are the same wherever the machine believes to be."""
     assert run(zone) == run("UTC")
 
 
-def run(zone: str) -> str:
+def run(zone):
     """What the script prints on a machine of this zone."""
     environment = {**os.environ, "TZ": zone, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)

@@ -13,6 +13,7 @@ from gratis import clock as system
 from gratis.book import Book, Explanation, Standing, read
 from gratis.errors import RequestError
 from gratis.ledger import Filter, select
+from gratis.model import check_name
 from gratis.offer import Offer
 from gratis.offers import DEFAULT_OFFER, load
 from gratis.stores import BATCH_MAX, Bounds, Status
@@ -105,6 +106,7 @@ class Meter:
 
     def enroll(self, account: str, enrollment: Enrollment, *, actor: str) -> Change:
         """Enroll an account, or change its enrollment; only an owner may."""
+        check_name("account", account)
         revision = self.offer.at(self._store.now())
         return self._store.enroll(self.offer.name, account, enrollment, actor=actor, revision=revision)
 
@@ -217,6 +219,7 @@ class AsyncMeter:
 
     async def enroll(self, account: str, enrollment: Enrollment, *, actor: str) -> Change:
         """Enroll an account, or change its enrollment; only an owner may."""
+        check_name("account", account)
         revision = self.offer.at(self._store.now())
         return await self._gathered.run(
             self._store.enroll, self.offer.name, account, enrollment, actor=actor, revision=revision

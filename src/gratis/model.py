@@ -442,7 +442,7 @@ def _tools(value: Any) -> tuple[str, ...]:
 def _sharing(value: Any) -> Sharing:
     try:
         return Sharing(value)
-    except ValueError:
+    except (ValueError, TypeError):
         expected = ", ".join(Sharing)
         raise EnrollmentError(f"sharing: found {_shown(value)}; expected one of {expected}") from None
 

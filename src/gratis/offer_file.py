@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import UTC, date, datetime, time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,12 +28,17 @@ if TYPE_CHECKING:
     from gratis.toml_key import Key
 
 HOURS_MAX = 24 * 366
+LOCAL_ZONES = frozenset({"localtime", "posixrules", "Factory"})  # they mean something else on each machine
 EVERY_TIER = range(TIER_MAX + 1)
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+NAME, LINE = r"^[A-Za-z0-9._-]{1,64}$", r"^[^\x00-\x1f\x7f]{1,400}$"
+PATTERNS = {
+    NAME: "1 to 64 letters, digits, dots, hyphens or underscores",
+    LINE: "one line of 1 to 400 characters",
+}
+Name = Annotated[str, Field(pattern=NAME)]
 ModelId = Annotated[str, Field(min_length=1, max_length=MODEL_BYTES_MAX)]
-Line = Annotated[str, Field(min_length=1, max_length=400)]
-Allowance = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
+Line = Annotated[str, Field(pattern=LINE)]
 Exclusion = Literal[
     "not_enrolled",
     "account_not_eligible",
@@ -67,10 +72,10 @@ class _RollingTable(_Table):
 
 class _GroupTable(_Table):
     unit: Literal["tokens", "requests", "runs"]
-    allowance: Allowance | dict[str, Allowance]
+    allowance: Any
     models: list[ModelId] | None = None
     any_model: Literal[True] | None = None
-    kinds: list[str] | None = None
+    kinds: Annotated[list[str], Field(min_length=1)] | None = None
     cached_input: Literal["counted", "not_counted"] = "counted"
 
 
@@ -114,7 +119,7 @@ def parse(text: str, *, file: str) -> Offer:
     fault = _Fault(text, file)
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own is a ValueError; so is a number without end
         place = re.search(r"at line (\d+)", str(error))
         line = int(place[1]) if place else text.count("\n") + 1
         raise OfferError(file=file, line=line, key="TOML", expected="valid TOML", found=str(error)) from None
@@ -136,6 +141,9 @@ def _check_revision(revision: _RevisionTable, key: Key, fault: _Fault) -> None:
     _check_groups(revision, key, fault)
     _check_reasons(revision, key, fault)
     listed = {model for group in revision.groups.values() for model in group.models or ()}
+    for place, model in enumerate(revision.o_series or ()):
+        if model not in listed:
+            raise fault((*key, "o_series", place), f"{model!r} is in no group", "a model that a group lists")
     for alias, model in revision.aliases.items():
         if alias in listed:
             raise fault((*key, "aliases", alias), f"{alias!r} is listed itself", "an alias that is no listed model")
@@ -151,6 +159,8 @@ def _check_window(window: _CalendarTable | _RollingTable, key: Key, fault: _Faul
     if isinstance(window, _RollingTable):
         return
     try:
+        if window.zone in LOCAL_ZONES or window.zone.startswith(("posix/", "right/")):
+            raise ValueError  # noqa: TRY301 - as if it were unknown
         ZoneInfo(window.zone)
     except (OSError, ValueError, KeyError):
         raise fault((*key, "zone"), f"{window.zone!r}", "the name of an IANA zone, such as UTC") from None
@@ -244,13 +254,13 @@ def _check_order(revisions: Sequence[_RevisionTable], fault: _Fault) -> None:
             )
 
 
-def _tiers(allowance: int | dict[str, int], key: Key, fault: _Fault) -> dict[int, int]:
+def _tiers(allowance: object, key: Key, fault: _Fault) -> dict[int, int]:
     """The allowance by tier; a key is one tier ("3") or a span of tiers ("1-2")."""
-    if isinstance(allowance, int):
-        return dict.fromkeys(EVERY_TIER, allowance)
+    if not isinstance(allowance, dict):
+        return dict.fromkeys(EVERY_TIER, _amount(allowance, key, fault))
     tiers: dict[int, int] = {}
-    for span, tokens in allowance.items():
-        match = re.fullmatch(r"(\d)(?:-(\d))?", span)
+    for span, amount in allowance.items():
+        match = re.fullmatch(r"([0-9])(?:-([0-9]))?", span)
         first = int(match[1]) if match else -1
         last = int(match[2] or match[1]) if match else -1
         if not 0 <= first <= last <= TIER_MAX:
@@ -258,10 +268,16 @@ def _tiers(allowance: int | dict[str, int], key: Key, fault: _Fault) -> dict[int
         for tier in range(first, last + 1):
             if tier in tiers:
                 raise fault((*key, span), f"tier {tier} has an allowance already", "each tier once")
-            tiers[tier] = tokens
+            tiers[tier] = _amount(amount, (*key, span), fault)
     if not tiers:
         raise fault(key, "an empty table", "an allowance for at least one tier")
     return tiers
+
+
+def _amount(value: object, key: Key, fault: _Fault) -> int:
+    if type(value) is not int or not 0 <= value <= TOKENS_MAX:
+        raise fault(key, _found(value), f"a whole number from 0 to {TOKENS_MAX}, or a table of them by tier")
+    return value
 
 
 def _revisions(tables: Sequence[_RevisionTable]) -> tuple[Revision, ...]:
@@ -341,32 +357,64 @@ class _Fault:
         )
 
     def of_shape(self, error: ErrorDetails) -> OfferError:
-        """What pydantic found, in our words: its first error, at the key as the file spells it."""
-        # pydantic names the branch of a union that it tried; the file has no such key.
-        key = tuple(part for part in error["loc"] if not (isinstance(part, str) and part in UNION_BRANCHES))
-        found = f"{error['input']!r:.80}"
-        match error["type"]:
-            case "extra_forbidden":
-                return self(key, "an unknown key", f"one of {', '.join(_keys_beside(key))}")
-            case "missing":
-                return self(key[:-1], f"{key[-1]} is missing", "a value for it")
-            case "union_tag_not_found" | "union_tag_invalid":
-                return self(key, found, "kind = 'calendar' or kind = 'rolling'")
-            case _:
-                message = error["msg"]
-                return self(key, found, message[0].lower() + message[1:])
+        """What pydantic found, in our words, at the key as the file spells it."""
+        key = tuple(part for place, part in enumerate(error["loc"]) if _is_in_file(error["loc"], place))
+        kind, context = error["type"], error.get("ctx", {})
+        if kind == "extra_forbidden":
+            return self(key, "an unknown key", f"one of {', '.join(_keys_beside(key, error['loc']))}")
+        if kind == "missing":
+            return self(key[:-1], f"{key[-1]} is missing", "a value for it")
+        if kind == "string_pattern_mismatch":
+            return self(key, _found(error["input"]), PATTERNS[context["pattern"]])
+        expected = EXPECTED.get(kind, error["msg"].lower())
+        return self(key, _found(error["input"]), expected.format(**context))
 
 
-UNION_BRANCHES = frozenset({"calendar", "rolling", "int", "constrained-int", "dict[str,constrained-int]"})
+def _is_in_file(key: Key, place: int) -> bool:
+    """Whether a part of pydantic's key is the file's: it also names the kind of window, and that it means a key."""
+    window_kind = place >= 1 and key[place - 1] == "window" and key[place] in {"calendar", "rolling"}
+    return not window_kind and key[place] != "[key]"
 
 
-def _keys_beside(key: Key) -> list[str]:
+# pydantic's kinds of error that a file can have, as people would say what was expected.
+EXPECTED = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "date_type": "a date, such as 2025-04-16",
+    "date_from_datetime_inexact": "a date, such as 2025-04-16",
+    "literal_error": "{expected}",
+    "union_tag_not_found": "kind = 'calendar' or kind = 'rolling'",
+    "union_tag_invalid": "kind = 'calendar' or kind = 'rolling'",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "string_too_short": "at least one character",
+    "string_too_long": "at most {max_length} characters",
+    "too_short": "at least one",
+}
+
+
+def _found(value: object) -> str:
+    """A value of the file, short and in one line."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    if isinstance(value, date | time):
+        return str(value)
+    return f"{value!r:.80}"
+
+
+def _keys_beside(key: Key, place: tuple[str | int, ...]) -> list[str]:
     """The keys that the table of this key may have."""
-    table: tuple[type[_Table], ...] = (_OfferTable,)
+    table: type[_Table] = _OfferTable
     if "window" in key:
-        table = (_CalendarTable, _RollingTable)
+        table = _RollingTable if "rolling" in place else _CalendarTable
     elif "groups" in key:
-        table = (_GroupTable,)
+        table = _GroupTable
     elif "revisions" in key[:-1]:
-        table = (_RevisionTable,)
-    return [field.alias or name for kind in table for name, field in kind.model_fields.items()]
+        table = _RevisionTable
+    return [field.alias or name for name, field in table.model_fields.items()]

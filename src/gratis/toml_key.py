@@ -19,6 +19,7 @@ _BARE = r"[A-Za-z0-9_-]+"
 _HEADER = re.compile(r"(\[{1,2})([^\[\]]+)\]{1,2}\s*(?:#.*)?")
 _PART = re.compile(rf"{_STRING}|[^.]+")
 _PAIR = re.compile(rf"({_STRING}|{_BARE})\s*=\s*(.*)")
+_TOKEN = re.compile(rf"{_STRING}|#.*|[^\s,\[\]#\"']+|[\[\]]")
 _INNER = re.compile(rf"[{{,]\s*({_STRING}|{_BARE})\s*=")
 
 
@@ -59,11 +60,11 @@ def _keys(text: str) -> Iterator[tuple[Key, int]]:
         if value.startswith("{"):
             yield from (((*key, _bare(name)), number) for name in _INNER.findall(value))
         elif inside is not None or value.startswith("["):
-            value = value.split("#")[0].rstrip()
-            found = len(re.findall(_STRING, value))
-            yield from (((*key, items + item), number) for item in range(found))
-            items += found
-            inside = None if value.endswith("]") else key
+            tokens = [token for token in _TOKEN.findall(value) if not token.startswith("#")]
+            found = [token for token in tokens if token not in {"[", "]"}]
+            yield from (((*key, items + item), number) for item in range(len(found)))
+            items += len(found)
+            inside = None if tokens and tokens[-1] == "]" else key
 
 
 def _table(header: re.Match[str], counts: dict[Key, int]) -> Key:
