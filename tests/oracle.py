@@ -1,11 +1,16 @@
 """What one store under one offer must answer, told a second time: dicts, integers and the words of the contract.
 
 Nothing of Gratis is used here. Times are whole microseconds since 1970, a request is a dict, and so is an answer:
-the decision's line, or an error's description.
+the decision's line, or an error's description. Where one caller asks, the `Oracle` says what must be answered. Where
+many ask at once, `faults` says what is wrong with what they were answered. No search is needed for that: the store
+says in which order it decided; that order is demanded to be 1..n, to follow the rule, to agree with every answer, and
+not to run against real time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,7 +109,8 @@ class Oracle:
         line = self.decide(request, now=now, dry=True)
         if "error" in line or line["replayed"] or line["total"] is None:
             return None
-        return max(0, line["allowance"] - (line["total"] - line["tokens"]))
+        left = line["allowance"] - (line["total"] - line["tokens"])
+        return left if left >= 0 else None
 
     def standing(self, account: str, *, at: int) -> dict[str, dict[str, Any]]:
         """What is used of each group in the window that a request of this time would meet, if one is open."""
@@ -278,3 +284,131 @@ def excluded(request: dict[str, Any], revision: dict[str, Any] | None, enrollmen
         if holds:
             return reason
     return None
+
+
+@dataclass
+class Call:
+    """One question of one caller: when it was asked and answered, and the answer; None, at infinity, if it was lost."""
+
+    account: str
+    id: str
+    start: int
+    end: float
+    line: dict[str, Any] | None
+
+
+@dataclass
+class Change:
+    """One change of an account's tier, when it was asked for and acknowledged; at infinity if it never was."""
+
+    account: str
+    tier: int
+    start: int
+    end: float
+
+
+@dataclass
+class History:
+    """All calls of all callers, all changes of tiers, and the ledger that is left."""
+
+    calls: list[Call] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+
+
+def faults(history: History) -> set[str]:
+    """What is wrong with a history, in words; nothing, if one order explains it."""
+    found = set()
+    rows = {(row["account"], row["id"]): row for row in history.ledger}
+    if len(rows) < len(history.ledger):
+        found.add("an id stands twice in the ledger")
+    if [row["entry"] for row in history.ledger] != list(range(1, len(history.ledger) + 1)):
+        found.add("entries are not 1..n")
+
+    windows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in history.ledger:
+        if row["seq"] is not None:
+            windows.setdefault((row["account"], row["group"], row["window_start"]), []).append(row)
+        elif row["reason"] != "over_allowance" or row["tokens"] <= row["allowance"]:
+            found.add("a row that belongs in a window has none")
+    spans = spans_of(history.calls)
+    for window in windows.values():
+        window.sort(key=lambda row: row["seq"])
+        found |= faults_of_window(window, spans)
+
+    found |= faults_of_answers(history.calls, rows)
+    found |= faults_of_tiers(history)
+    return found
+
+
+def faults_of_window(window: list[dict[str, Any]], spans: dict[tuple[str, str], tuple[int, float]]) -> set[str]:
+    """What is wrong with the rows of one window, in the order of their `seq`."""
+    found = set()
+    if [row["seq"] for row in window] != list(range(1, len(window) + 1)):
+        found.add("seq is not 1..n")
+    used = 0
+    latest_start = 0
+    for row in window:
+        is_free = row["tokens"] <= row["allowance"] - used
+        free = row["tokens"] if is_free else 0
+        told = (row["verdict"], row["free_tokens"], row["total"], row["used"])
+        if told != ("free" if is_free else "billed", free, used + row["tokens"], used + free):
+            found.add("a row is not what the rule gives")
+        used = row["used"]
+        start, end = spans.get((row["account"], row["id"]), (0, float("inf")))
+        if latest_start > end:
+            found.add("the order runs against real time")
+        latest_start = max(latest_start, start)
+    return found
+
+
+def faults_of_answers(calls: list[Call], rows: dict[tuple[str, str], dict[str, Any]]) -> set[str]:
+    """Which answers disagree with the ledger, or with each other."""
+    found = set()
+    first_answers: Counter[tuple[str, str]] = Counter()
+    for call in calls:
+        if call.line is None:
+            continue
+        row = rows.get((call.account, call.id))
+        if row is None:
+            found.add("an answered call is not in the ledger")
+            continue
+        if any(row[name] != value for name, value in call.line.items() if name != "replayed"):
+            found.add("an answer differs from its row")
+        first_answers[call.account, call.id] += not call.line["replayed"]
+    if any(count > 1 for count in first_answers.values()):
+        found.add("an id was decided twice")
+    unknown = {(call.account, call.id) for call in calls if call.line is None}
+    asked = {(call.account, call.id) for call in calls}
+    if any(first_answers[key] == 0 and key not in unknown for key in asked & set(rows)):
+        found.add("an id was never answered first")
+    if set(rows) - asked:
+        found.add("a row was never asked for")
+    return found
+
+
+def faults_of_tiers(history: History) -> set[str]:
+    """Whether a decision rests on a tier that a change had replaced before it was asked for, or that came after."""
+    found = set()
+    for call in history.calls:
+        if call.line is None or call.line["replayed"]:
+            continue
+        changes = [change for change in history.changes if change.account == call.account]
+        possible = [
+            change.tier
+            for place, change in enumerate(changes)
+            if change.start <= call.end and all(later.end >= call.start for later in changes[place + 1 :])
+        ]
+        if call.line["allowance"] not in [ALLOWANCES[call.line["group"]][tier] for tier in possible]:
+            found.add("a decision rests on a tier that was not in force")
+    return found
+
+
+def spans_of(calls: list[Call]) -> dict[tuple[str, str], tuple[int, float]]:
+    """When each id can have been decided: from its first call to its first known answer."""
+    spans: dict[tuple[str, str], tuple[int, float]] = {}
+    for call in calls:
+        key = (call.account, call.id)
+        start, end = spans.get(key, (call.start, float("inf")))
+        spans[key] = (min(start, call.start), end if call.line is None else min(end, call.end))
+    return spans

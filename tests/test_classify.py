@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 from gratis import Enrollment, Meter, Reason, Request, Sharing
 from gratis.book import Book
-from gratis.classify import EXCLUDES, charge_for, exclusion
-from gratis.model import Kind
+from gratis.classify import EXCLUDES, case_of, charge_for, exclusion
+from gratis.model import Kind, Window
 from gratis.offer_file import parse
 from gratis.offers import load
 from gratis.stores import Bounds
@@ -413,6 +413,24 @@ def test_an_embedding_has_no_output():
     ]
 
 
+def test_unmeasured_matters_where_tokens_count():
+    """Beside a group of tokens a group of requests takes a request whose tokens nobody measured."""
+    groups = """
+[revisions.groups.calls]
+unit = "requests"
+allowance = 1
+models = ["call"]
+
+[revisions.groups.tokens]
+unit = "tokens"
+allowance = 1
+models = ["count"]
+"""
+    offer = parse(SKELETON + groups, file="mixed.toml")
+    seen = [reason_of(offer, ask(model=model, output_tokens=None)) for model in ("call", "count", "other")]
+    assert seen == [None, Reason.UNMEASURED, Reason.MODEL_NOT_LISTED]
+
+
 SKELETON = """
 name = "sample"
 title = "A sample"
@@ -524,7 +542,7 @@ facts = st.builds(
 )
 
 
-def case_of(told):
+def case_of_facts(told):
     """The request and enrollment of which these facts are true, and the reasons that hold of them."""
     at = instant("2025-04-20")
     request = ask(
@@ -567,7 +585,7 @@ def case_of(told):
 @given(told=facts, order=st.permutations(sorted(EXCLUDES)))
 def test_first_reason_in_the_revisions_order_wins(told, order):
     """In whatever order a revision names the reasons, the first of those that hold is given."""
-    request, enrollment, true = case_of(told)
+    request, enrollment, true = case_of_facts(told)
     revision = replace(EVERY_REASON, reasons=tuple(order))
     assert exclusion(revision, request, enrollment) is next((reason for reason in order if reason in true), None)
 
@@ -576,7 +594,7 @@ def test_first_reason_in_the_revisions_order_wins(told, order):
 @given(told=facts, left_out=st.sampled_from(sorted(EXCLUDES)))
 def test_a_reason_left_out_does_not_apply(told, left_out):
     """A reason that a revision does not name excludes nothing."""
-    request, enrollment, true = case_of(told)
+    request, enrollment, true = case_of_facts(told)
     order = [reason for reason in EVERY_REASON.reasons if reason is not left_out]
     revision = replace(EVERY_REASON, reasons=tuple(order))
     assert exclusion(revision, request, enrollment) is next((reason for reason in order if reason in true), None)
@@ -593,13 +611,79 @@ times = st.builds(
 def test_remembered_cases_are_worked_out_afresh(asked):
     """What a meter remembers of requests alike gives the same charge as working it out for each request."""
     for enrolled in ("yes", "later", "over", "no"):
-        enrollment = case_of(asked[0][0]._replace(enrolled=enrolled))[1]
+        enrollment = case_of_facts(asked[0][0]._replace(enrolled=enrolled))[1]
         book = Book(OPENAI, enrollment)
         for told, at in asked:
-            like = case_of(told)[0]
+            like = case_of_facts(told)[0]
             for model in (LARGE, "o1-2024-12-17"):
                 request = ask(at=at, model=model, kind=like.kind, tools=like.tools, project=like.project)
                 assert book.charge(request) == charge_for(OPENAI, request, enrollment)
+
+
+DATED = Enrollment(
+    tier=5, sharing=Sharing.ENABLED, starts=instant("2025-04-20T06:00:00"), ends=instant("2025-04-20T18:00:00")
+)
+SPANS = """
+enrolled  at                          model              span start           span end
+always    2025-04-20T00:00:00         gpt-4o-2024-08-06  2025-04-20T00:00:00  2025-04-21T00:00:00
+always    2025-04-20T23:59:59.999999  gpt-4o-2024-08-06  2025-04-20T00:00:00  2025-04-21T00:00:00
+always    2025-04-20T12:00:00         gpt-4o             2025-04-16T00:00:00  2025-05-16T00:00:00
+always    2025-01-01T12:00:00         gpt-4o-2024-08-06  2024-12-01T00:00:00  2025-03-06T00:00:00
+always    2027-01-01T12:00:00         gpt-4o             2026-09-22T00:00:00  9000-01-01T00:00:00
+always    2024-11-30T12:00:00         gpt-4o             2024-11-30T12:00:00  2024-11-30T12:00:00
+dated     2025-04-20T05:59:59.999999  gpt-4o-2024-08-06  2025-04-16T00:00:00  2025-04-20T06:00:00
+dated     2025-04-20T06:00:00         gpt-4o-2024-08-06  2025-04-20T06:00:00  2025-04-20T18:00:00
+dated     2025-04-20T17:59:59.999999  gpt-4o-2024-08-06  2025-04-20T06:00:00  2025-04-20T18:00:00
+dated     2025-04-20T18:00:00         gpt-4o-2024-08-06  2025-04-20T18:00:00  2025-05-16T00:00:00
+"""
+
+
+@pytest.mark.parametrize("row", [line.split() for line in SPANS.strip().splitlines()[1:]], ids=" ".join)
+def test_how_long_requests_are_alike(row):
+    """What is worked out for one request holds for its revision, its window and its enrollment's dates: no longer."""
+    enrolled, at, model, start, end = row
+    case = case_of(OPENAI, ask(at=instant(at), model=model), DATED if enrolled == "dated" else SHARING)
+    assert case.span == Window(instant(start), instant(end))
+
+
+@settings(max_examples=300)
+@given(told=facts, at=times)
+def test_requests_within_a_span_are_alike(told, at):
+    """At the first and at the last instant of its span a request is judged on the same terms, in the same window."""
+    like, enrollment, _ = case_of_facts(told)
+    fields = {"kind": like.kind, "tools": like.tools, "project": like.project}
+    case = case_of(OPENAI, ask(at=at, **fields), enrollment)
+    for edge in (case.span.start, case.span.end - TICK) if case.terms.revision else ():
+        other = case_of(OPENAI, ask(at=edge, **fields), enrollment)
+        assert (other.terms, other.window, other.span) == (case.terms, case.window, case.span)
+
+
+@pytest.mark.parametrize(
+    ("at", "model", "amount", "rolls", "window"),
+    [
+        ("2025-01-01T07:00:00", LARGE, 3, True, ("2025-01-01T07:00:00", "2025-01-02T07:00:00")),
+        ("2025-03-05T18:00:00", LARGE, 3, True, ("2025-03-05T18:00:00", "2025-03-06T00:00:00")),
+        ("2025-04-20T07:00:00", LARGE, 3, False, ("2025-04-20T00:00:00", "2025-04-21T00:00:00")),
+        ("2025-01-01T07:00:00", "gpt-4o", 0, False, None),
+        ("2025-04-20T07:00:00", "gpt-4o", 0, False, None),
+        ("2024-11-30T07:00:00", LARGE, 0, False, None),
+    ],
+)
+def test_charges(at, model, amount, rolls, window):
+    """A charge tells how much of which window a request would take; excluded, it takes nothing of any."""
+    charge = charge_for(OPENAI, ask(at=instant(at), model=model), SHARING)
+    expected = None if window is None else Window(*(instant(edge) for edge in window))
+    assert (charge.amount, charge.rolls, charge.window) == (amount, rolls, expected)
+
+
+def test_decision_where_no_revision_is_in_force():
+    """Before the offer began a decision names the offer, and no revision."""
+    decision = meter().decide(ask(at=instant("2024-11-30")))
+    assert (decision.offer, decision.revision, decision.reason) == (
+        "openai-data-sharing",
+        None,
+        Reason.OFFER_NOT_IN_FORCE,
+    )
 
 
 def test_the_offer_comes_before_all_and_lateness_after_all():
@@ -826,6 +910,24 @@ def test_groq_does_not_count_cached_input():
         (False, 10_001, 0, 10_001, 90_000),
         (True, 510_000, 510_000, 0, 100_000),
         (True, 500_000, 500_000, 0, 100_000),
+    ]
+
+
+def test_excess_of_what_counts():
+    """Where cached input takes nothing and only the excess is billed, cached input is never part of the excess."""
+    group = 'unit = "tokens"\nallowance = 10\nany_model = true\ncached_input = "not_counted"\n'
+    text = SKELETON.replace('overage = "whole"', 'overage = "excess"') + "[revisions.groups.g]\n" + group
+    told = meter(parse(text, file="excess.toml"))
+    sizes = [(50, 45), (20, 10), (20, 10), (20, 20)]
+    seen = [
+        told.decide(ask(id=f"{place}", input_tokens=size, cached_tokens=cached, output_tokens=0))
+        for place, (size, cached) in enumerate(sizes)
+    ]
+    assert [(one.verdict.value, one.free_tokens, one.billed_tokens, one.used) for one in seen] == [
+        ("free", 50, 0, 5),
+        ("billed", 15, 5, 10),
+        ("billed", 10, 10, 10),
+        ("free", 20, 0, 10),
     ]
 
 

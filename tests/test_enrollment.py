@@ -1,7 +1,6 @@
 """Who takes part: what an enrollment may say, who may change it, and when a change counts."""
 
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,18 +14,12 @@ from gratis.offers import load
 from gratis.stores.memory import MemoryStore
 from gratis.stores.sqlite import SQLiteStore, Synchronous
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    type_of_open = Callable[[], Meter]
-
 OPENAI = load("openai-data-sharing")
 NOON = datetime(2025, 4, 20, 12, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
 LARGE = "gpt-4o-2024-08-06"
 ENABLED = Enrollment(tier=5, sharing=Sharing.ENABLED)
-SOME_STORES = ["memory", "sqlite"]
 
 
 class Clock:
@@ -46,7 +39,7 @@ def clock():
     return Clock()
 
 
-@pytest.fixture(params=SOME_STORES)
+@pytest.fixture(params=["memory", "sqlite"])
 def open_meter(request, clock, tmp_path):
     """Open one more meter over the same store; for SQLite each has a connection of its own."""
     memory = MemoryStore(clock=clock)

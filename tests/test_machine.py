@@ -7,7 +7,6 @@ little, and Hypothesis makes a failing program short and plain; what it then did
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections import Counter
 from datetime import datetime, timedelta
@@ -215,13 +214,14 @@ VERBS = (
 )
 
 
-class Program(tuple[bytes, ...]):
-    """A row of steps; what is told of it is those that do anything."""
+class Program:
+    """A row of steps; what is shown of it is those that do anything."""
 
-    __slots__ = ()
+    def __init__(self, steps: tuple[bytes, ...]) -> None:
+        self.steps = steps
 
     def __repr__(self) -> str:
-        return " ".join(step.hex() for step in self if any(step))
+        return f"<{' '.join(step.hex() for step in self.steps if any(step))}>"
 
 
 steps = st.binary(min_size=6, max_size=6)
@@ -235,10 +235,10 @@ class World:
         self.folder = folder
         self.counts = counts
         self.seen: Counter[str] = Counter()
-        self.story: list[str] = []
+        self.story: list[tuple[Any, ...]] = []
         self.asked: list[dict[str, Any]] = []
         self.names: Counter[str] = Counter()
-        self.batch: list[dict[str, Any]] = []
+        self.batch: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.batch_size = 0
         self.offer = SHIPPED.reading(counts=counts, overage=overage)
 
@@ -247,7 +247,9 @@ class World:
         assume = (None, 2, 4)[beginning[2] % 3]
         has_bounds = beginning[3] % 8 != 7
         assumed = None if assume is None else enrollment_dict({"tier": assume})
-        self.story.append(f"{counts=} {overage=} {tier=} {assume=} {has_bounds=}")
+        self.story.append(
+            ("an offer", {"counts": counts, "overage": overage}, "in tier", tier, "else", assumed, has_bounds)
+        )
         self.bounds = Bounds() if has_bounds else None
         self.assumed = None if assumed is None else enrollment_of(assumed)
         self.oracle = Oracle(counts=counts, overage=overage, assume=assumed, has_bounds=has_bounds)
@@ -276,7 +278,7 @@ class World:
         """It is this time now."""
         self.now = now
         self.instant = instant(now)
-        self.story.append(f"it is {self.instant}")
+        self.story.append(("it is", now))
 
     def run(self, program: tuple[bytes, ...]) -> None:
         """Every step, and after them all that must be true of what is kept."""
@@ -317,27 +319,27 @@ class World:
         elif verb == "standing":
             self.check_standing(account, side)
         else:
-            self.story.append("one process closes the file and opens it again")
+            self.story.append(("one process closes the file and opens it again",))
             self.filed[side].close()
             self.filed[side] = self.open_file()
 
     def ask(self, request: dict[str, Any] | None, side: int) -> None:
-        """A request is decided by all, alike: at once, or when its batch is full."""
+        """A request is decided by the oracle at once, and by the stores too, or when its batch is full."""
         if request is None:
             return
+        answer = self.oracle.decide(request, now=self.now)
+        self.story.append(("decide", request, answer))
         self.seen["steps"] += 1
-        self.batch.append(request)
+        self.seen[answer.get("error") or (answer["replayed"] and "replayed") or answer["reason"]] += 1
+        self.batch.append((request, answer))
         if len(self.batch) >= self.batch_size:
             self.answer_batch(side)
 
     def answer_batch(self, side: int) -> None:
-        """The requests that wait are answered: as the oracle does, one by one, and by each store, as one or singly."""
-        requests, self.batch = self.batch, []
-        expected = [self.oracle.decide(request, now=self.now) for request in requests]
-        for request, answer in zip(requests, expected, strict=True):
-            self.story.append(f"{request}\n        -> {answer}")
-            self.seen[answer.get("error") or (answer["replayed"] and "replayed") or answer["reason"]] += 1
-        given = [request_of(request) for request in requests]
+        """The requests that wait are answered by the stores, in one batch or one by one, as by the oracle."""
+        batch, self.batch = self.batch, []
+        expected = [answer for _, answer in batch]
+        given = [request_of(request) for request, _ in batch]
         singly = 0 if len(given) == 1 else 1 + len(self.story) % 3
         for number, meter in enumerate((self.remembered[side], self.filed[side])):
             if singly in {0, number + 1}:
@@ -352,7 +354,7 @@ class World:
             return
         expected = self.oracle.decide(request, now=self.now, dry=True)
         fits = self.oracle.fits(request, now=self.now)
-        self.story.append(f"explain {request}\n        -> {expected}, {fits=}")
+        self.story.append(("explain", request, expected, fits))
         self.seen["explained"] += 1
         for meter in (self.remembered[side], self.filed[side]):
             assert explained(meter, request_of(request)) == (expected, fits)
@@ -471,7 +473,7 @@ class World:
         """An enrollment changes in all, alike, or is refused by all."""
         wanted = enrollment_dict(facts)
         version = self.oracle.enroll(account, wanted, actor=actor)
-        self.story.append(f"{actor} enrolls {account!r}: {wanted}\n        -> {version=}")
+        self.story.append((actor, "enrolls", account, wanted, version))
         self.seen["refused" if version is None else "enrolled"] += 1
         expected = None if version is None else (version, self.instant, actor)
         for meter in (self.remembered[side], self.filed[side]):
@@ -480,7 +482,7 @@ class World:
     def check_standing(self, account: str, side: int) -> None:
         """What an account has used of each group is said by all, alike."""
         expected = self.oracle.standing(account, at=self.now)
-        self.story.append(f"standing of {account!r}\n        -> {expected}")
+        self.story.append(("standing", account, expected))
         self.seen["standing"] += 1
         for meter in (self.remembered[side], self.filed[side]):
             found = {}
@@ -660,17 +662,16 @@ def test_every_answer_is_the_oracles(counts: str, overage: str) -> None:
     @settings(max_examples=PROGRAMS, phases=set(Phase) - {Phase.explain})
     @given(program=programs)
     def run(program: Program) -> None:
-        folder = Path(tempfile.mkdtemp())
-        world = World(folder, program[0], counts=counts, overage=overage)
-        try:
-            world.run(program[1:])
-        except Exception as error:
-            error.add_note("\n".join(world.story))
-            raise
-        finally:
-            seen.update(world.seen)
-            world.close()
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            world = World(Path(folder), program.steps[0], counts=counts, overage=overage)
+            try:
+                world.run(program.steps[1:])
+            except Exception as error:
+                error.add_note("\n".join(" | ".join(map(str, event)) for event in world.story))
+                raise
+            finally:
+                world.close()
+        seen.update(world.seen)
 
     run()
     assert seen["steps"] >= STEPS_MIN

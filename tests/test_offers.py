@@ -139,6 +139,23 @@ def test_unknown_keys_are_told_which_are_known(table, keys):
     assert set(re.findall(r"\w+", told)) - {"one", "of"} == keys
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "known"),
+    [
+        ("account =", "window = 1\naccount =", "name, title, account, revisions"),
+        ("account =", "groups = 1\naccount =", "name, title, account, revisions"),
+        ("[revisions.groups.calls]\n", "[revisions.groups.window]\nlimit = 1\n", "unit, allowance, models"),
+        ("[revisions.groups.calls]\n", "[revisions.groups.rolling]\nlimit = 1\n", "unit, allowance, models"),
+        ("[revisions.groups.calls]\n", "[revisions.groups.groups]\nlimit = 1\n", "unit, allowance, models"),
+    ],
+)
+def test_names_of_keys_in_other_places(before, after, known):
+    """A key or a group that has the name of some other table is told the keys of its own."""
+    with pytest.raises(OfferError) as raised:
+        parse(SMALLEST.replace(before, after), file="names.toml")
+    assert raised.value.expected.startswith(f"one of {known}")
+
+
 def test_misspelled_key_is_told_as_such():
     """A misspelled key is told as unknown, not only as missing under its right name."""
     with pytest.raises(OfferError) as raised:

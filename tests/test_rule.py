@@ -139,6 +139,16 @@ at                          tokens     verdict  window start               windo
 2025-03-07T00:00:00         1          free     2025-03-07T00:00:00        2025-03-08T00:00:00
 """
 
+LATE_BY_DAY = """
+at                          tokens     verdict  window start               window end
+2025-04-20T12:00:00         1,000,001  billed   2025-04-20T00:00:00        2025-04-21T00:00:00
+2025-04-21T12:00:00         900,000    free     2025-04-21T00:00:00        2025-04-22T00:00:00
+2025-04-20T23:00:00         900,000    free     2025-04-20T00:00:00        2025-04-21T00:00:00
+2025-04-21T13:00:00         100,001    billed   2025-04-21T00:00:00        2025-04-22T00:00:00
+2025-04-20T00:00:00         100,000    free     2025-04-20T00:00:00        2025-04-21T00:00:00
+2025-04-22T00:00:00         1,000,000  free     2025-04-22T00:00:00        2025-04-23T00:00:00
+"""
+
 
 def rows(table):
     """The cells of a text table below its heading; blank lines are for the eye."""
@@ -357,8 +367,16 @@ def allowances(tier):
 
 @pytest.mark.parametrize(
     "table",
-    [ROLLING, ON_THE_END, BILLED_OPENS_NOTHING, ZERO_OPENS, LATE_ARRIVAL, SWITCH],
-    ids=["the article's", "on the end", "billed opens nothing", "zero opens", "late arrival", "switch of 2025-03-06"],
+    [ROLLING, ON_THE_END, BILLED_OPENS_NOTHING, ZERO_OPENS, LATE_ARRIVAL, SWITCH, LATE_BY_DAY],
+    ids=[
+        "the article's",
+        "on the end",
+        "billed opens nothing",
+        "zero opens",
+        "late arrival",
+        "switch of 2025-03-06",
+        "late by day",
+    ],
 )
 def test_windows_by_example(table):
     """A window lasts 24 h from the first free request after the last one ended; since 2025-03-06 it is the UTC day."""

@@ -37,7 +37,8 @@ _COMPLETION = Kind.COMPLETION
 class Explanation(Struct, frozen=True):
     """Whether a request would be free now, and if not, the largest size that still would.
 
-    `fits` is in the unit of the group; None where no allowance covers the request, or it was decided before.
+    `fits` is in the unit of the group; None where not even 0 fits, where no allowance covers the request, and where it
+    was decided before.
     """
 
     decision: Decision
@@ -147,13 +148,13 @@ class Book:
         if decision.replayed or decision.total is None:
             return Explanation(decision, None, None)
         terms = decision.terms
-        used = decision.total - self.charge(request).amount
-        return Explanation(decision, max(0, terms.allowance - used), terms.unit)
+        left = terms.allowance - (decision.total - self.charge(request).amount)
+        return Explanation(decision, left if left >= 0 else None, terms.unit)
 
     def standing(
         self, account: str, at: datetime, latest: Change | None, tallies: Sequence[tuple[str, str, Tally]]
     ) -> list[Standing]:
-        """What an account has of each group's allowance; the tallies are those of windows open at the instant."""
+        """What an account has of each group's allowance; the tallies are of windows that take a request then."""
         revision = self.offer.at(at)
         if revision is None:
             return []

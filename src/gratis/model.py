@@ -23,6 +23,7 @@ MODEL_BYTES_MAX = 1024
 TOOLS_MAX = 128
 PROJECTS_MAX = 10_000
 TIER_MAX = 5
+SHOWN_MAX = 80
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 AT_MIN = EPOCH
 AT_MAX = datetime(9000, 1, 1, tzinfo=UTC)
@@ -199,7 +200,7 @@ class Enrollment(Struct, frozen=True, gc=False, kw_only=True):
 
     def __post_init__(self) -> None:
         if type(self.tier) is not int or not 0 <= self.tier <= TIER_MAX:
-            raise EnrollmentError(f"tier: found {self.tier!r}; expected a whole number from 0 to {TIER_MAX}")
+            raise EnrollmentError(f"tier: found {_shown(self.tier)}; expected a whole number from 0 to {TIER_MAX}")
         if type(self.sharing) is not Sharing:
             force_setattr(self, "sharing", _sharing(self.sharing))
         for field in ("projects", "owners"):
@@ -210,7 +211,9 @@ class Enrollment(Struct, frozen=True, gc=False, kw_only=True):
                 " expected projects with sharing 'selected', and only with it"
             )
         if type(self.zero_data_retention) is not bool:
-            raise EnrollmentError(f"zero_data_retention: found {self.zero_data_retention!r}; expected true or false")
+            raise EnrollmentError(
+                f"zero_data_retention: found {_shown(self.zero_data_retention)}; expected true or false"
+            )
         try:
             check_name("plan", self.plan)
             for field in ("starts", "ends"):
@@ -462,6 +465,8 @@ def _names(field: str, value: Any) -> frozenset[str]:
 
 def _shown(value: object) -> str:
     """What was found, short enough for a line and safe on a terminal."""
-    text = ascii(value)
-    most = 80
-    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+    try:
+        text = ascii(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}… ({len(text)} characters)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ def load(name: str | Path) -> Offer:
     if isinstance(name, str) and name in shipped():
         return _parse(_folder() / f"{name}.toml", name)
     path = Path(name)
-    if path.suffix != ".toml" or not path.is_file():
+    if path.suffix != ".toml" or not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, never raises
         raise OfferError(
             file=str(name),
             line=None,

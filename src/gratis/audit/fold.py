@@ -143,11 +143,11 @@ class Audit:
         kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
         expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)
         yield from _differences(entry, expected)
-        if found.window is not None and found.seq is not None and found.used is not None:
-            tally = Tally(found.window, found.used, found.seq)
+        window = found.window or expected.window
+        if window is not None and found.seq is not None and found.used is not None:
+            tally = Tally(window, found.used, found.seq)
             self._tallies[key] = tally
-            group = terms.group or ""
-            self._last[found.offer, found.account, group, terms.window, found.window.start] = tally
+            self._last[found.offer, found.account, terms.group or "", terms.window, window.start] = tally
         elif after is not None:
             self._tallies[key] = after
 

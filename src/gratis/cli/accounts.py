@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from msgspec.structs import replace
 
@@ -15,6 +16,8 @@ from gratis.errors import EnrollmentError, GratisError
 from gratis.lines import change_line
 from gratis.meter import Meter
 from gratis.model import Enrollment, Kind, Request, Sharing, stamp
+from gratis.offers import load
+from gratis.stores.urls import exists, open_store
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
 
 def standing(arguments: argparse.Namespace) -> int:
     """What is left of each allowance, and until when."""
-    with Meter.open(arguments.store, offer=arguments.offer, assume=assumed(arguments)) as meter:
+    store = open_store(arguments.store, must_exist=True)
+    with Meter(store, load(arguments.offer), assume=assumed(arguments)) as meter:
         names = meter.accounts() if arguments.account is None else [arguments.account]
         for name in names:
             found = meter.standing(name, at=arguments.at)
@@ -74,7 +78,7 @@ def _standing_table(name: str, found: list[Standing]) -> str:
 def explain(arguments: argparse.Namespace) -> int:
     """Would this request be free now? Writes nothing."""
     request = Request(
-        id="explain",
+        id=f"explain {uuid4()}",
         model=arguments.model,
         at=system.now() if arguments.at is None else arguments.at,
         input_tokens=arguments.tokens,
@@ -84,7 +88,9 @@ def explain(arguments: argparse.Namespace) -> int:
         kind=Kind(arguments.kind),
         tools=tuple(arguments.tool),
     )
-    with Meter.open(arguments.store, offer=arguments.offer, assume=assumed(arguments)) as meter:
+    # Where nothing was stored yet nothing was decided either; a question makes no store.
+    url = arguments.store if exists(arguments.store) else "memory:"
+    with Meter.open(url, offer=arguments.offer, assume=assumed(arguments)) as meter:
         found = meter.explain(request)
     if is_table(arguments.format):
         print(_explanation_text(found))
@@ -111,10 +117,13 @@ def _explanation_line(found: Explanation) -> dict[str, Any]:
 
 def _explanation_text(found: Explanation) -> str:
     decision = found.decision
-    if found.fits is None:
+    if not decision.is_judged:
         return paint("billed", "red") + f": {decision.reason}; no allowance covers this request"
     until = "" if decision.window_end is None else f" until {when(decision.window_end)}"
-    left = f"{number(found.fits)} {found.unit} of group {decision.group} still fit{until}"
+    if found.fits is None:
+        left = f"nothing of group {decision.group} fits{until}"
+    else:
+        left = f"{number(found.fits)} {found.unit} of group {decision.group} still fit{until}"
     if decision.is_free:
         return paint("free", "green") + f": {decision.reason}; {left}"
     return paint("billed", "red") + f": {decision.reason}; {left}"
@@ -122,7 +131,7 @@ def _explanation_text(found: Explanation) -> str:
 
 def enroll(arguments: argparse.Namespace) -> int:
     """Enroll an account, change its enrollment, or print its history."""
-    with Meter.open(arguments.store, offer=arguments.offer) as meter:
+    with Meter(open_store(arguments.store, must_exist=arguments.history), load(arguments.offer)) as meter:
         if arguments.history:
             changes = meter.enrollments(arguments.account)
         else:

@@ -47,7 +47,8 @@ class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.exit(message=f"gratis {version('gratis')}\n")
+        print(f"gratis {version('gratis')}")
+        parser.exit()
 
 
 def _demo(commands: Commands) -> None:
@@ -133,6 +134,7 @@ def _offers(commands: Commands) -> None:
     _format(part)
     part = _command(parts, "check", offering.check, "check a file of your own")
     part.add_argument("file", nargs="+", help="a .toml file")
+    _format(part)
     part = _command(parts, "diff", offering.diff, "what changed between two dates")
     part.add_argument("name", help="an offer's name, or a path to a .toml file")
     part.add_argument("first", type=_day, metavar="DATE")

@@ -89,10 +89,11 @@ def _judge(arguments: argparse.Namespace, judge: Callable[[Sequence[Request]], l
                     errors.append((number, answer))
                 else:
                     decisions.append(answer)
+            progress.end()
             show(decisions)
-            progress.add(len(batch))
             for number, reason in sorted(errors, key=_by_number):
                 complain(number, reason)
+            progress.add(len(batch))
     progress.end()
     return BAD_INPUT if complain.count else 0
 

@@ -54,7 +54,7 @@ def ledger(arguments: argparse.Namespace) -> int:
         since=arguments.since,
         until=arguments.until,
     )
-    store = open_store(arguments.store)
+    store = open_store(arguments.store, must_exist=True)
     try:
         with _sink(arguments) as sink:
             _pour(store, sink, chosen, after=max(arguments.after, sink.entry), arguments=arguments)
@@ -185,13 +185,15 @@ def audit(arguments: argparse.Namespace) -> int:
     if arguments.file is not None:
         findings = fold.findings(_counted(_from_file(arguments.file), progress))
         for finding in findings:
+            progress.end()
             show(finding)
             count += 1
     else:
         url = arguments.store or os.environ.get("GRATIS_STORE") or DEFAULT_URL
-        store = open_store(url, is_checked=False)
+        store = open_store(url, is_checked=False, must_exist=True)
         try:
             for finding in _of_store(store, fold, progress):
+                progress.end()
                 show(finding)
                 count += 1
         finally:

@@ -79,11 +79,13 @@ def check(arguments: argparse.Namespace) -> int:
         except OfferError as error:
             print(f"gratis: {error}", file=sys.stderr)
             code = BAD_INPUT
-        else:
-            models = {
-                model for revision in offer.revisions for group in revision.groups for model in group.models or ()
-            }
+            continue
+        models = {model for revision in offer.revisions for group in revision.groups for model in group.models or ()}
+        if is_table(arguments.format):
             print(f"{safe(name)}: good: {offer.name}, {len(offer.revisions)} revisions, {len(models)} models")
+        else:
+            line = {"file": name, "offer": offer.name, "revisions": len(offer.revisions), "models": len(models)}
+            Output().lines([line])
     return code
 
 

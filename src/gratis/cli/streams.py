@@ -24,6 +24,8 @@ BOM = b"\xef\xbb\xbf"
 def reading(name: str) -> Iterator[BinaryIO]:
     """The file of this name; - is the standard input."""
     if name == "-":
+        if sys.stdin is None:
+            raise GratisError("standard input: closed")
         yield sys.stdin.buffer
         return
     try:
@@ -122,3 +124,4 @@ class Progress:
         """Take the progress line away."""
         if self._has_shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._has_shown = False

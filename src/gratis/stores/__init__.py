@@ -94,7 +94,7 @@ class Store(Protocol):
         ...
 
     def tallies(self, offer: str, account: str, *, at: datetime | None = None) -> list[tuple[str, str, Tally]]:
-        """Group, kind of window and tally of each window of an account, or of those open at an instant."""
+        """Group, kind of window and tally of an account's windows, or of those that take a request of an instant."""
         ...
 
     def entries(self, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:

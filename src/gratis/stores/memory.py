@@ -115,14 +115,14 @@ class MemoryStore:
             return [] if known is None else list(known.changes)
 
     def tallies(self, offer: str, account: str, *, at: datetime | None = None) -> list[tuple[str, str, Tally]]:
-        """Group, kind of window and tally of each window of an account, or of those open at an instant."""
+        """Group, kind of window and tally of an account's windows, or of those that take a request of an instant."""
         with self._lock:
             known = self._accounts.get((offer, account))
             return [
                 (group or "", window, tally)
                 for (group, window), tallies in (known.tallies if known else {}).items()
                 for tally in tallies.values()
-                if at is None or tally.window.start <= at < tally.window.end
+                if at is None or (at < tally.window.end and (tally.window.start <= at or window.startswith("rolling ")))
             ]
 
     def entries(self, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, unquote, urlsplit
+from collections.abc import Callable  # noqa: TC003 - a field of a struct
+from datetime import datetime  # noqa: TC003 - a field of a struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from msgspec import Struct
 
 from gratis import clock as system
 from gratis.errors import StoreError
@@ -12,13 +17,20 @@ from gratis.stores.memory import MemoryStore
 from gratis.stores.sqlite import WAIT_S, SQLiteStore, Synchronous
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
     from gratis.stores import Store
 
 DEFAULT_URL = "sqlite:///gratis.db"
-EXPECTED = "memory: or sqlite:///FILE (relative) or sqlite:////FOLDER/FILE (absolute)"
+WAIT_MAX_S = 3_600.0
+SQLITE_FORM = "sqlite:///FILE (relative) or sqlite:////FOLDER/FILE (absolute)"
+EXPECTED = f"memory: or {SQLITE_FORM}"
+
+
+class Opening(Struct, frozen=True, kw_only=True):
+    """How to open a store, whatever its kind."""
+
+    clock: Callable[[], datetime]
+    bounds: Bounds | None
+    is_checked: bool
 
 
 def open_store(
@@ -27,27 +39,55 @@ def open_store(
     clock: Callable[[], datetime] = system.now,
     bounds: Bounds | None = Bounds(),
     is_checked: bool = True,
+    must_exist: bool = False,
 ) -> Store:
-    """Open the store that a URL names. An audit opens it unchecked: it looks at what a check would refuse."""
-    parts = urlsplit(url)
-    opener = OPENERS.get(parts.scheme)
-    if opener is None:
-        raise StoreError(f"store {url!r}: unknown kind {parts.scheme!r}; expected {EXPECTED}")
-    return opener(url, clock, bounds, is_checked=is_checked)
+    """Open the store that a URL names.
+
+    Who only reads says that it `must_exist`: a mistyped name is no empty store. An audit opens it unchecked, since
+    it looks at what a check would refuse.
+    """
+    if must_exist and not exists(url):
+        raise StoreError(f"store {url!r}: there is none; `gratis enroll` and `gratis decide` make one")
+    return _kind(url)(url, Opening(clock=clock, bounds=bounds, is_checked=is_checked))
 
 
-def _memory(url: str, clock: Callable[[], datetime], bounds: Bounds | None, *, is_checked: bool) -> Store:  # noqa: ARG001 - nothing to check
+def exists(url: str) -> bool:
+    """Whether opening it would find a store, not make one."""
+    return _kind(url) is not _sqlite or Path(_sqlite_path(url)).exists()
+
+
+def _kind(url: str) -> Callable[[str, Opening], Store]:
+    kind = _split(url).scheme
+    if kind not in OPENERS:
+        raise StoreError(f"store {url!r}: unknown kind {kind!r}; expected {EXPECTED}")
+    return OPENERS[kind]
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise StoreError(f"store {url!r}: {error}; expected {SQLITE_FORM}") from None
+
+
+def _memory(url: str, opening: Opening) -> Store:
     if url != "memory:":
         raise StoreError(f"store {url!r}: expected just memory:")
-    return MemoryStore(clock=clock, bounds=bounds)
+    return MemoryStore(clock=opening.clock, bounds=opening.bounds)
 
 
-def _sqlite(url: str, clock: Callable[[], datetime], bounds: Bounds | None, *, is_checked: bool) -> Store:
-    parts = urlsplit(url)
+def _sqlite_path(url: str) -> str:
+    parts = _split(url)
     path = unquote(parts.path.removeprefix("/"))
-    if not url.startswith("sqlite:///") or not path or parts.fragment:
-        raise StoreError(f"store {url!r}: expected sqlite:///FILE (relative) or sqlite:////FOLDER/FILE (absolute)")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if path == ":memory:":
+        raise StoreError(f"store {url!r}: no write-ahead log in memory; expected memory:")
+    if not url.startswith("sqlite:///") or not path or parts.fragment or "\0" in path:
+        raise StoreError(f"store {url!r}: expected {SQLITE_FORM}")
+    return path
+
+
+def _sqlite(url: str, opening: Opening) -> Store:
+    options = dict(parse_qsl(_split(url).query, keep_blank_values=True))
     synchronous, wait = options.pop("synchronous", "full"), options.pop("wait", str(WAIT_S))
     if options:
         raise StoreError(f"store {url!r}: unknown option {min(options)!r}; expected synchronous or wait")
@@ -57,16 +97,16 @@ def _sqlite(url: str, clock: Callable[[], datetime], bounds: Bounds | None, *, i
         wait_s = float(wait)
     except ValueError:
         wait_s = -1.0
-    if not 0 <= wait_s <= WAIT_S * 60:
-        raise StoreError(f"store {url!r}: wait={wait}; expected seconds from 0 to {WAIT_S * 60:g}")
+    if not 0 <= wait_s <= WAIT_MAX_S:
+        raise StoreError(f"store {url!r}: wait={wait}; expected seconds from 0 to {WAIT_MAX_S:g}")
     return SQLiteStore(
-        path,
-        clock=clock,
-        bounds=bounds,
+        _sqlite_path(url),
+        clock=opening.clock,
+        bounds=opening.bounds,
         synchronous=Synchronous(synchronous),
         wait_s=wait_s,
-        is_checked=is_checked,
+        is_checked=opening.is_checked,
     )
 
 
-OPENERS = {"memory": _memory, "sqlite": _sqlite}
+OPENERS: Final = {"memory": _memory, "sqlite": _sqlite}

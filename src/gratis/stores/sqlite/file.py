@@ -25,15 +25,24 @@ SCHEMA = 1
 SWITCH_PAUSE_S = 0.005
 CHECK_WHOLE_BYTES_MAX = 64 << 20
 CHECK_ENTRIES = 1_000
+SEALED = "nothing is decided until that is repaired (`gratis audit`)"
 _LEFT_BEHIND: list[sqlite3.Connection] = []
 
 _CHECK_COUNTERS = (
-    "SELECT w.window, w.used, w.seq, l.used, l.seq FROM windows w JOIN"
+    "SELECT l.window, w.used, w.seq, l.used, l.seq FROM"
     " (SELECT window, used, max(seq) AS seq FROM"
-    "   (SELECT window, used, seq FROM ledger ORDER BY entry DESC LIMIT ?)"
-    "  WHERE window IS NOT NULL GROUP BY window) l ON l.window = w.window"
-    " WHERE w.used <> l.used OR w.seq <> l.seq LIMIT 1"
+    "   (SELECT window, used, seq FROM ledger WHERE window IS NOT NULL ORDER BY entry DESC LIMIT ?)"
+    "  GROUP BY window) l"
+    " LEFT JOIN windows w ON w.window = l.window WHERE w.used IS NOT l.used OR w.seq IS NOT l.seq LIMIT 1"
 )
+_CHECK_WINDOWS = (
+    "SELECT window, used, seq, NULL, NULL FROM windows"
+    " WHERE window NOT IN (SELECT window FROM ledger WHERE window IS NOT NULL) LIMIT 1"
+)
+_CHECK_ENTRIES = "SELECT count(*), coalesce(max(entry), 0) FROM ledger"
+
+# What decoding a row that nobody of ours wrote may raise.
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 
 
 @unique
@@ -55,6 +64,7 @@ class File:
         self, path: Path, *, synchronous: Synchronous, wait_s: float, is_checked: bool, forget: Callable[[], None]
     ) -> None:
         self.path = path
+        self._place = path.absolute()  # where it is, wherever the process goes
         self._synchronous = synchronous
         self._wait_s = wait_s
         self._is_checked = is_checked
@@ -70,7 +80,7 @@ class File:
     def connect(self) -> sqlite3.Connection:
         """A connection of one's own."""
         connection = sqlite3.connect(
-            self.path, timeout=self._wait_s, isolation_level=None, check_same_thread=False, cached_statements=64
+            self._place, timeout=self._wait_s, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         connection.execute(f"PRAGMA synchronous = {self._synchronous.value}")
         return connection
@@ -95,12 +105,17 @@ class File:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             raise NotExecuted(f"{self.path}: no write lock within {self._wait_s:g} s: {error}") from error
+        except BaseException:
+            self._roll_back(connection)
+            raise
         try:
             yield connection
         except BaseException as error:
             self._roll_back(connection)
             if isinstance(error, sqlite3.Error):
                 raise NotExecuted(f"{self.path}: {error}; nothing was written") from error
+            if isinstance(error, _UNREADABLE):
+                raise StoreError(f"{self.path}: holds what cannot be read: {error!r}; nothing was written") from error
             raise
         try:
             connection.execute("COMMIT")
@@ -122,6 +137,8 @@ class File:
             yield connection
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: {error}") from error
+        except _UNREADABLE as error:
+            raise StoreError(f"{self.path}: holds what cannot be read: {error!r}") from error
         finally:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
@@ -153,30 +170,36 @@ class File:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Create the schema in an empty file; refuse what is foreign, newer, or damaged."""
+        """Create the schema in an empty file; refuse what is foreign, newer, or damaged, and leave it as it is."""
+        with self.reading(connection):  # one view: another process may be creating the schema at this moment
+            self._recognize(connection)
         mode = self._use_wal(connection)
         if mode != "wal":
             raise StoreError(f"{self.path}: no write-ahead log on this file system (journal mode is {mode!r})")
         connection.execute("BEGIN IMMEDIATE")
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (schema,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables == 0 and application == 0:
+        if self._recognize(connection):  # and may have done so since
             for statement in _statements((files("gratis.stores.sqlite") / "schema.sql").read_text(encoding="utf-8")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        elif application != APPLICATION_ID:
-            connection.execute("ROLLBACK")
-            raise StoreError(f"{self.path}: a SQLite file of another program; expected a Gratis store or a new file")
-        elif schema > SCHEMA:
-            connection.execute("ROLLBACK")
-            raise StoreError(
-                f"{self.path}: written by a newer Gratis (schema {schema}, this one knows {SCHEMA}): upgrade Gratis"
-            )
         connection.execute("COMMIT")
         if self._is_checked:
             self._check(connection)
+
+    def _recognize(self, connection: sqlite3.Connection) -> bool:
+        """Whether the file is empty; if not, it must be a store of a schema that is known."""
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (schema,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables == 0 and application == 0:
+            return True
+        if application != APPLICATION_ID:
+            raise StoreError(f"{self.path}: a SQLite file of another program; expected a Gratis store or a new file")
+        if schema > SCHEMA:
+            raise StoreError(
+                f"{self.path}: written by a newer Gratis (schema {schema}, this one knows {SCHEMA}): upgrade Gratis"
+            )
+        return False
 
     def _use_wal(self, connection: sqlite3.Connection) -> object:
         """Switch to the write-ahead log; unlike a transaction, the switch does not wait for others by itself."""
@@ -190,17 +213,28 @@ class File:
                 time.sleep(SWITCH_PAUSE_S)
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Refuse a file that is damaged, or whose counters do not follow from its ledger."""
-        if self.path.stat().st_size <= CHECK_WHOLE_BYTES_MAX:
+        """Refuse a file that is damaged, or whose counters do not follow from its ledger.
+
+        A large file is checked by its latest entries only; an audit reads it whole.
+        """
+        is_whole = self._place.stat().st_size <= CHECK_WHOLE_BYTES_MAX
+        if is_whole:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise StoreError(f"{self.path}: damaged: {found}; restore it, or rebuild it from a ledger")
-        row = connection.execute(_CHECK_COUNTERS, (CHECK_ENTRIES,)).fetchone()
+            count, last = connection.execute(_CHECK_ENTRIES).fetchone()
+            if count != last:
+                raise StoreError(
+                    f"{self.path}: its ledger is in doubt: {count} entries, the last one is number {last}; {SEALED}"
+                )
+        row = connection.execute(_CHECK_COUNTERS, (-1 if is_whole else CHECK_ENTRIES,)).fetchone()
+        if row is None and is_whole:
+            row = connection.execute(_CHECK_WINDOWS).fetchone()
         if row is not None:
             window, used, seq, ledger_used, ledger_seq = row
             raise StoreError(
                 f"{self.path}: window {window} is in doubt: its counter says used {used} at seq {seq}, its ledger"
-                f" used {ledger_used} at seq {ledger_seq}; nothing is decided until that is repaired (`gratis audit`)"
+                f" used {ledger_used} at seq {ledger_seq}; {SEALED}"
             )
 
 

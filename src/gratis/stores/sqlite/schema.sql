@@ -43,18 +43,18 @@ CREATE TABLE ledger (
   terms         INTEGER NOT NULL REFERENCES terms,
   model         TEXT    NOT NULL,
   project       TEXT,
-  input_tokens  INTEGER CHECK (input_tokens  BETWEEN 0 AND 1000000000000),
-  output_tokens INTEGER CHECK (output_tokens BETWEEN 0 AND 1000000000000),
-  cached_tokens INTEGER NOT NULL CHECK (cached_tokens BETWEEN 0 AND 1000000000000),
+  input_tokens  INTEGER CHECK (typeof(input_tokens)  IN ('integer', 'null') AND input_tokens  BETWEEN 0 AND 1000000000000),
+  output_tokens INTEGER CHECK (typeof(output_tokens) IN ('integer', 'null') AND output_tokens BETWEEN 0 AND 1000000000000),
+  cached_tokens INTEGER NOT NULL CHECK (typeof(cached_tokens) = 'integer' AND cached_tokens BETWEEN 0 AND 1000000000000),
   kind          TEXT    NOT NULL,
   tools         TEXT,                                           -- JSON
   at            INTEGER NOT NULL,
   reason        TEXT    NOT NULL,
-  free_tokens   INTEGER CHECK (free_tokens BETWEEN 0 AND 1000000000000),
-  used          INTEGER CHECK (used >= 0),
-  total         INTEGER CHECK (total >= 0),
+  free_tokens   INTEGER CHECK (typeof(free_tokens) IN ('integer', 'null') AND free_tokens BETWEEN 0 AND 1000000000000),
+  used          INTEGER CHECK (typeof(used)  IN ('integer', 'null') AND used >= 0),
+  total         INTEGER CHECK (typeof(total) IN ('integer', 'null') AND total >= 0),
   window        INTEGER REFERENCES windows,
-  seq           INTEGER CHECK (seq >= 1),
+  seq           INTEGER CHECK (typeof(seq) IN ('integer', 'null') AND seq >= 1),
   decided_at    INTEGER NOT NULL,
   CHECK ((window IS NULL) = (seq IS NULL)),
   CHECK (free_tokens <= input_tokens + coalesce(output_tokens, 0)),
@@ -62,11 +62,20 @@ CREATE TABLE ledger (
   UNIQUE (account, id)
 );
 
+-- REPLACE would delete without asking the other triggers; entries are numbered by the ledger alone.
+CREATE TRIGGER ledger_adds_what_is_new BEFORE INSERT ON ledger
+WHEN NEW.entry > 0 OR EXISTS (SELECT 1 FROM ledger WHERE account = NEW.account AND id = NEW.id)
+BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+
 CREATE TRIGGER ledger_keeps_what_it_says BEFORE UPDATE ON ledger
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 
 CREATE TRIGGER ledger_keeps_what_it_holds BEFORE DELETE ON ledger
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+
+CREATE TRIGGER enrollments_add_what_is_new BEFORE INSERT ON enrollments
+WHEN EXISTS (SELECT 1 FROM enrollments WHERE account = NEW.account AND version = NEW.version)
+BEGIN SELECT RAISE(ABORT, 'the history of enrollments is append-only'); END;
 
 CREATE TRIGGER enrollments_keep_what_they_say BEFORE UPDATE ON enrollments
 BEGIN SELECT RAISE(ABORT, 'the history of enrollments is append-only'); END;

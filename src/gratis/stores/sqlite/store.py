@@ -119,7 +119,7 @@ class SQLiteStore:
             return work.enrollments(offer, account)
 
     def tallies(self, offer: str, account: str, *, at: datetime | None = None) -> list[tuple[str, str, Tally]]:
-        """Group, kind of window and tally of each window of an account, or of those open at an instant."""
+        """Group, kind of window and tally of an account's windows, or of those that take a request of an instant."""
         with self._reading() as work:
             return work.tallies(offer, account, at)
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from gratis.enrollment import change
-from gratis.errors import GratisError, StoreError
+from gratis.errors import GratisError
 from gratis.lines import decode, encode, enrollment_line, enrollment_of, terms_line, terms_of
 from gratis.model import EPOCH, Change, Decision, Entry, Kind, Reason, Request, Window
 from gratis.rule import Tally, decide
@@ -55,7 +55,7 @@ _ADD_CHANGE = "INSERT INTO enrollments VALUES (?, ?, ?, ?, ?)"
 _GET_CHANGES = "SELECT version, at, actor, enrollment FROM enrollments WHERE account = ? ORDER BY version"
 _GET_TALLIES = (
     'SELECT "group", w.kind, start, end, used, seq FROM windows w JOIN accounts a ON a.account = w.account'
-    " WHERE a.offer = ? AND a.name = ? AND (? IS NULL OR (start <= ? AND ? < end))"
+    " WHERE a.offer = ? AND a.name = ? AND (? IS NULL OR (? < end AND (start <= ? OR w.kind LIKE 'rolling %')))"
     ' ORDER BY "group", w.kind, start'
 )
 _GET_ENTRIES = (
@@ -167,6 +167,8 @@ class Work:
         entry = entries.get(request_id)
         if first is None and entry is not None:
             first = self._entry(self._connection.execute(_GET_ENTRIES + "l.entry = ?", (entry,)).fetchone()).decision
+            if first.seq is not None and first.window is None:
+                raise ValueError(f"ledger entry {entry}: its window is gone")
         return version, first
 
     def _row(self, account: int, decision: Decision, window: int | None, now: datetime) -> tuple[Any, ...]:
@@ -212,7 +214,7 @@ class Work:
         return [] if account is None else self._history(account)
 
     def tallies(self, offer: str, name: str, at: datetime | None) -> list[tuple[str, str, Tally]]:
-        """Group, kind of window and tally of each window of an account, or of those open at an instant."""
+        """Group, kind of window and tally of an account's windows, or of those that take a request of an instant."""
         instant = None if at is None else micros(at)
         rows = self._connection.execute(_GET_TALLIES, (offer, name, instant, instant, instant))
         return [
@@ -224,13 +226,7 @@ class Work:
         """So many entries of the ledger, from behind one on."""
         where = "l.entry > ? AND l.entry <= ? ORDER BY l.entry LIMIT ?"
         rows = self._connection.execute(_GET_ENTRIES + where, (after, upto, most)).fetchall()
-        found = []
-        for row in rows:
-            try:
-                found.append(self._entry(row))
-            except (ValueError, TypeError, GratisError) as error:
-                raise StoreError(f"ledger entry {row[0]} cannot be read: {error}") from error
-        return found
+        return [self._entry(row) for row in rows]
 
     def _history(self, account: int | None) -> list[Change]:
         rows = self._connection.execute(_GET_CHANGES, (account,))
@@ -290,6 +286,13 @@ class Work:
         return key
 
     def _entry(self, row: tuple[Any, ...]) -> Entry:
+        """The entry of a row; what cannot be one is a `ValueError`, as is all else that cannot be read."""
+        try:
+            return self._read(row)
+        except GratisError as error:
+            raise ValueError(f"ledger entry {row[0]}: {error}") from error
+
+    def _read(self, row: tuple[Any, ...]) -> Entry:
         (
             entry, name, request_id, terms, model, project, input_tokens, output_tokens, cached_tokens,
             kind, tools, at, reason, free_tokens, used, total, start, end, seq, decided_at,
@@ -306,7 +309,7 @@ class Work:
             tools=() if tools is None else tuple(decode(tools)),
             cached_tokens=cached_tokens,
         )
-        window = None if seq is None else Window(_instant(start), _instant(end))
+        window = None if start is None else Window(_instant(start), _instant(end))
         decision = Decision(
             request,
             self._terms_of(terms),
