@@ -76,7 +76,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "gratis.db"
 
 
-# --- The same verbs ----------------------------------------------------------------------------------------------
+# --- The same verbs -------------------------------------------------------------------------------
 
 
 def verbs(meter: type) -> dict[str, Any]:
@@ -157,6 +157,11 @@ def test_both_meters_give_the_same_answers(tmp_path: Path, kind: str) -> None:
 def test_it_is_opened_by_async_with(path: Path) -> None:
     """`async with AsyncMeter.open(url)` opens it, and closes it at the end, after an error too."""
 
+    async def failing(opening: Any) -> None:
+        async with opening as meter:
+            assert (await meter.decide(request(2))).seq == 2
+            raise ZeroDivisionError
+
     async def run() -> None:
         opening = {"offer": OFFER, "assume": ENROLLED, "clock": lambda: NOW}
         async with AsyncMeter.open(f"sqlite:///{path}", **opening) as meter:
@@ -164,9 +169,7 @@ def test_it_is_opened_by_async_with(path: Path) -> None:
         with pytest.raises(StoreError, match="closed"):
             await meter.standing()
         with pytest.raises(ZeroDivisionError):
-            async with AsyncMeter.open(f"sqlite:///{path}", **opening) as meter:
-                assert (await meter.decide(request(2))).seq == 2
-                raise ZeroDivisionError
+            await failing(AsyncMeter.open(f"sqlite:///{path}", **opening))
         async with AsyncMeter.open("memory:") as meter:
             assert [entry async for entry in meter.ledger()] == []
 
@@ -184,7 +187,7 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-# --- The loop never waits ------------------------------------------------------------------------------------------
+# --- The loop never waits -------------------------------------------------------------------------
 
 
 async def _ledger(meter: AsyncMeter) -> object:
@@ -301,7 +304,7 @@ def test_tasks_that_wait_together_are_asked_together(path: Path) -> None:
     assert asyncio.run(run()) == [1, 499]
 
 
-# --- Many tasks ------------------------------------------------------------------------------------------------------
+# --- Many tasks -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -423,7 +426,7 @@ def test_an_enrollment_changed_elsewhere_counts_for_what_starts_afterwards(path:
     asyncio.run(run())
 
 
-# --- Cancelling ------------------------------------------------------------------------------------------------------
+# --- Cancelling -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=40)
@@ -434,10 +437,11 @@ def test_an_enrollment_changed_elsewhere_counts_for_what_starts_afterwards(path:
     turns=st.integers(0, 12),
 )
 def test_cancelling_one_task_never_harms_another(
+    *,
     cancelled: set[int],
     is_batch: list[bool],
     early: bool,
-    turns: int,  # noqa: FBT001
+    turns: int,
 ) -> None:
     """Whichever tasks give up, and when, the others have their own answers, and each id has one decision at most."""
 
@@ -509,7 +513,7 @@ def test_a_deadline_passes_while_the_disk_does_not_answer(path: Path) -> None:
     asyncio.run(run())
 
 
-# --- Closing ---------------------------------------------------------------------------------------------------------
+# --- Closing --------------------------------------------------------------------------------------
 
 
 def test_closing_waits_for_what_is_under_way(path: Path) -> None:
@@ -567,7 +571,7 @@ def test_closing_again_changes_nothing(path: Path, kind: str) -> None:
     asyncio.run(run())
 
 
-# --- The ledger ------------------------------------------------------------------------------------------------------
+# --- The ledger -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])

@@ -153,7 +153,7 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
-# --- The contract of `decide` and `replay` ---------------------------------------------------------------------
+# --- The contract of `decide` and `replay` --------------------------------------------------------
 
 
 def test_a_decision_line_has_the_fields_of_the_contract_in_their_order(store: str) -> None:
@@ -325,7 +325,7 @@ def test_an_unknown_field_is_left_alone_and_a_misspelled_one_is_refused() -> Non
     assert [each.split(": ")[3] for each in answer.err.splitlines()] == ["inputTokens", "input_token", "Project"]
 
 
-# --- Hostile input ---------------------------------------------------------------------------------------------
+# --- Hostile input --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_a_file_and_a_dash_are_read_alike(tmp_path: Path) -> None:
     assert replay(b"", path).err.startswith(f"gratis: {path}: line 1: ")
 
 
-# --- Exit codes and bad use --------------------------------------------------------------------------------------
+# --- Exit codes and bad use -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -564,7 +564,7 @@ def test_the_store_may_come_from_the_environment(tmp_path: Path, monkeypatch: py
     assert [len(gratis("ledger", "--store", f"sqlite:///{name}.db").lines) for name in ("gratis", "other")] == [1, 2]
 
 
-# --- Streams: slow, broken, full ----------------------------------------------------------------------------------
+# --- Streams: slow, broken, full ------------------------------------------------------------------
 
 
 def start(*arguments: str | Path, environment: dict[str, str] | None = None, **streams: Any) -> subprocess.Popen[bytes]:
@@ -640,12 +640,13 @@ def test_a_full_disk_is_told_in_one_line() -> None:
 
 def test_a_closed_standard_input_is_told_in_one_line() -> None:
     """Where there is no standard input at all the command says so."""
-    code = "import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, '-m', 'gratis', 'replay', '--tier', '3'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    code = "import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", code, "-m", "gratis", "replay", "--tier", "3"]
+    done = subprocess.run(command, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
 
 
-# --- In a pipe: JSON lines and nothing else ------------------------------------------------------------------------
+# --- In a pipe: JSON lines and nothing else -------------------------------------------------------
 
 
 def test_every_command_prints_json_lines_in_a_pipe(tmp_path: Path, store: str, own: Path) -> None:
@@ -674,7 +675,7 @@ def test_every_command_prints_json_lines_in_a_pipe(tmp_path: Path, store: str, o
         assert answer.err == ""
 
 
-# --- On a terminal ---------------------------------------------------------------------------------------------------
+# --- On a terminal --------------------------------------------------------------------------------
 
 
 def on_terminal(*arguments: str | Path, stdin: bytes = b"", **environment: str) -> str:
@@ -933,7 +934,7 @@ def test_progress_never_shares_a_line_with_a_row() -> None:
     assert [row for row in shown if "requests" in row] == []
 
 
-# --- standing, explain, enroll ------------------------------------------------------------------------------------------
+# --- standing, explain, enroll --------------------------------------------------------------------
 
 
 def test_standing_says_what_is_left_of_each_group(used: str) -> None:
@@ -975,7 +976,7 @@ def test_standing_of_an_account_that_is_not_enrolled_has_no_allowance(used: str)
     readings=st.tuples(st.sampled_from(["free", "all"]), st.sampled_from(["whole", "excess"])),
     asked=st.integers(0, 1_200_000),
 )
-def test_explain_agrees_with_decide(  # noqa: PLR0913, PLR0917 - one argument a drawn value
+def test_explain_agrees_with_decide(  # noqa: PLR0917 - one argument a drawn value
     sizes: list[tuple[str, int]],
     minutes: list[int],
     model: str,
@@ -1138,7 +1139,7 @@ def test_a_change_that_may_not_be_is_refused_and_not_kept(store: str, arguments:
     assert gratis(*command, "--history").out == before
 
 
-# --- offers and demo -----------------------------------------------------------------------------------------------------
+# --- offers and demo ------------------------------------------------------------------------------
 
 
 def test_offers_are_listed() -> None:

@@ -267,11 +267,14 @@ def test_a_store_opened_before_a_fork_serves_parent_and_child(tmp_path: Path) ->
     assert faults(history) == set()
 
 
-def test_what_a_child_is_answered_outlives_its_parents_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read_at_the_fork", [0, 1], ids=["idle", "while its ledger is read"])
+def test_what_a_child_is_answered_outlives_its_parents_store(read_at_the_fork: int, tmp_path: Path) -> None:
     """A child's decisions stand though its parent closes the store that was open at the fork."""
     meter = open_meter("sqlite", tmp_path, DAILY)
     changes = [enroll(meter, "default", 1)]
     calls = hundreds(meter, "parent 1")
+    entries = meter.ledger()
+    read = [next(entries).decision.id for _ in range(read_at_the_fork)]
 
     def job(parent: Connection) -> None:
         parent.send(hundreds(meter, "child 1"))
@@ -281,11 +284,13 @@ def test_what_a_child_is_answered_outlives_its_parents_store(tmp_path: Path) -> 
     with in_child(job) as child:
         calls += told(child)
         calls += hundreds(meter, "parent 2")
+        read += [entry.decision.id for entry in entries]
         meter.close()
         child.send("go on")
         calls += told(child)
     with open_meter("sqlite", tmp_path, DAILY) as reopened:
         history = History(calls=calls, changes=changes, ledger=ledger_of(reopened))
+    assert read == ["parent 1", "child 1", "parent 2"]
     assert [row["id"] for row in history.ledger] == ["parent 1", "child 1", "parent 2", "child 2", "child 3"]
     assert faults(history) == set()
 

@@ -64,7 +64,7 @@ def lines_of(text: str | bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-# --- What is in it ---------------------------------------------------------------------------------------------------
+# --- What is in it --------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -75,7 +75,7 @@ def meter(request: pytest.FixtureRequest, path: Path) -> Meter:
 
 
 def test_every_decision_is_in_the_ledger_in_order_eligible_or_not(meter: Meter) -> None:
-    """Free or billed, with an allowance or without, late or not: one entry each, numbered from 1, as it was answered."""
+    """Free or billed, with an allowance or without, late or not: one entry each, from 1 on, as it was answered."""
     requests = [
         request(1),
         request(2, 2_000_000),
@@ -175,7 +175,7 @@ def test_filters_choose_by_account_group_window_and_time(  # noqa: PLR0917 - one
     assert [entry.decision.id for entry in selected(meter.ledger(), by_hand)] == expected
 
 
-# --- As lines ----------------------------------------------------------------------------------------------------------
+# --- As lines -------------------------------------------------------------------------------------
 
 
 @settings(max_examples=150)
@@ -248,7 +248,7 @@ def test_the_command_filters_as_the_meter_does(path: Path, arguments: tuple[str,
     assert (answer.code, answer.err) == (0, "")
 
 
-# --- A file that is its own cursor -----------------------------------------------------------------------------------------
+# --- A file that is its own cursor ----------------------------------------------------------------
 
 
 def test_a_file_goes_on_where_it_ends(path: Path, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_place_that_cannot_be_written_is_bad_use(path: Path, tmp_path: Path, o
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
 
 
-# --- A cursor beside standard output ------------------------------------------------------------------------------------------
+# --- A cursor beside standard output --------------------------------------------------------------
 
 
 def test_a_cursor_goes_on_where_the_last_run_ended(path: Path, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_a_file_that_is_no_cursor_is_refused(path: Path, tmp_path: Path, content
     assert cursor.read_text(encoding="utf-8") == content
 
 
-# --- Followed ------------------------------------------------------------------------------------------------------------------
+# --- Followed -------------------------------------------------------------------------------------
 
 
 def follow(path: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
@@ -472,10 +472,10 @@ os.waitpid(decider, 0)
 
 
 def test_a_follower_killed_at_any_moment_skips_and_repeats_nothing(path: Path, tmp_path: Path) -> None:
-    """Killed eighty times while another process decides, the file holds each entry once, in order, and all of them."""
+    """Killed fifty times while another process decides, the file holds each entry once, in order, and all of them."""
     out = tmp_path / "out.jsonl"
     deciding(path).close()
-    subprocess.run([sys.executable, "-c", KILL_FOLLOWERS, url_of(path), str(out), "80"], check=True)
+    subprocess.run([sys.executable, "-c", KILL_FOLLOWERS, url_of(path), str(out), "50"], check=True)
     assert gratis("ledger", "--store", url_of(path), "--out", out).code == 0
     assert out.read_text(encoding="utf-8") == gratis("ledger", "--store", url_of(path)).out
     entries = [line["entry"] for line in lines_of(out.read_bytes())]

@@ -217,15 +217,18 @@ VERBS = (
 class Program:
     """A row of steps; what is shown of it is those that do anything."""
 
-    def __init__(self, steps: tuple[bytes, ...]) -> None:
+    def __init__(self, *steps: bytes) -> None:
         self.steps = steps
 
-    def __repr__(self) -> str:
-        return f"<{' '.join(step.hex() for step in self.steps if any(step))}>"
+    def _repr_pretty_(self, printer: Any, _cycle: object) -> None:
+        printer.text(" ".join(step.hex() for step in self.steps if any(step)))
 
 
-steps = st.binary(min_size=6, max_size=6)
-programs = st.tuples(*[steps] * (1 + STEPS_A_PROGRAM)).map(Program)
+@st.composite
+def programs(draw: st.DrawFn) -> Program:
+    """A program of so many steps, and before them what the world is like."""
+    step = st.binary(min_size=6, max_size=6)
+    return Program(*[draw(step) for _ in range(1 + STEPS_A_PROGRAM)])
 
 
 class World:
@@ -660,7 +663,7 @@ def test_every_answer_is_the_oracles(counts: str, overage: str) -> None:
     seen: Counter[str] = Counter()
 
     @settings(max_examples=PROGRAMS, phases=set(Phase) - {Phase.explain})
-    @given(program=programs)
+    @given(program=programs())
     def run(program: Program) -> None:
         with tempfile.TemporaryDirectory() as folder:
             world = World(Path(folder), program.steps[0], counts=counts, overage=overage)

@@ -7,6 +7,7 @@ import unicodedata
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from itertools import permutations
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -321,6 +322,32 @@ def test_ids_belong_to_their_account():
     with pytest.raises(Conflict) as raised:
         meter.decide(ask(account="a", model="gpt-4o-mini-2024-07-18"))
     assert (raised.value.field, raised.value.first.seq) == ("model", 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": "gpt-4o-mini-2024-07-18"}, "model 'gpt-4o-2024-08-06'"),
+        ({"at": AT + TICK}, "at '2025-04-20T09:15:00Z'"),
+        ({"project": "p"}, "no project"),
+        ({"input_tokens": 3}, "input_tokens 2"),
+        ({"output_tokens": None}, "output_tokens 1"),
+        ({"cached_tokens": 1}, "cached_tokens 0"),
+        ({"kind": "eval"}, "kind 'completion'"),
+        ({"tools": ["function"]}, "no tools"),
+    ],
+    ids=repr,
+)
+def test_conflict_tells_what_was_decided(fields, told):
+    """A conflict names the field that differs and its first value, in words that a person reads on every surface."""
+    meter = Meter(MemoryStore(bounds=None), OPENAI, assume=ENABLED)
+    meter.decide(ask())
+    with pytest.raises(Conflict) as raised:
+        meter.decide(ask(**fields))
+    assert str(raised.value) == (
+        f"{next(iter(fields))}: request 'r' of account 'default' was decided before with {told}: free;"
+        " that decision stands"
+    )
 
 
 # -- models
@@ -671,6 +698,14 @@ def test_misspelled_fields(name, meant):
     with pytest.raises(RequestError) as raised:
         request_of(line(**{name: 5}))
     assert str(raised.value) == f"{name}: an unknown field; expected {meant!r}, spelled so"
+
+
+@pytest.mark.parametrize("names", list(permutations(["Model", "Kind", "ID"])), ids=" ".join)
+def test_first_of_several_misspelled_fields(names):
+    """Of several misspelled fields the first of the line is told, on every run."""
+    with pytest.raises(RequestError) as raised:
+        request_of({**dict.fromkeys(names, 5), **line()})
+    assert raised.value.field == names[0]
 
 
 @pytest.mark.parametrize(

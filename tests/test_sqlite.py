@@ -101,7 +101,7 @@ def meter(store: SQLiteStore) -> Meter:
     return meter_of(store)
 
 
-# --- What is refused when a file is opened ----------------------------------------------------------------------
+# --- What is refused when a file is opened --------------------------------------------------------
 
 
 def _used(path: Path) -> None:
@@ -290,7 +290,7 @@ def test_an_enrollment_that_cannot_be_read_is_a_store_error(path: Path) -> None:
                 ask()
 
 
-# --- What the file itself refuses --------------------------------------------------------------------------------
+# --- What the file itself refuses -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_rows_that_break_the_rule_are_refused_by_the_file_itself(
         insert(path, table, {**good, **spoiled})
 
 
-# --- When the write lock is held -----------------------------------------------------------------------------------
+# --- When the write lock is held ------------------------------------------------------------------
 
 
 def held(path: Path) -> sqlite3.Connection:
@@ -454,7 +454,7 @@ def test_the_wait_is_an_option_of_the_url(path: Path) -> None:
         meter.decide(request(1))
 
 
-# --- When SQLite fails -----------------------------------------------------------------------------------------------
+# --- When SQLite fails ----------------------------------------------------------------------------
 
 
 NOTHING, ITSELF = "nothing", "the statement itself"
@@ -544,7 +544,7 @@ def test_a_statement_that_fails_leaves_nothing_half_written(tmp_path: Path, ask:
 
 @pytest.mark.parametrize(("first", "was_done"), [("COMMIT", True), ("ROLLBACK", False)])
 def test_a_commit_that_broke_off_is_unknown_and_a_repeat_tells(
-    store: SQLiteStore, meter: Meter, first: str, was_done: bool
+    *, store: SQLiteStore, meter: Meter, first: str, was_done: bool
 ) -> None:
     """SQLite may have done or undone it: nobody can know, so the caller is told to ask again, and gets one decision."""
     failing(store, at="COMMIT", first=first)
@@ -633,7 +633,7 @@ def test_a_refusal_writes_nothing(path: Path, meter: Meter) -> None:
     assert meter.accounts() == ["default", "acme"]
 
 
-# --- Many at once ----------------------------------------------------------------------------------------------------
+# --- Many at once ---------------------------------------------------------------------------------
 
 
 def test_threads_that_wait_together_are_served_in_one_transaction(path: Path) -> None:
@@ -741,7 +741,7 @@ def test_processes_that_open_a_new_file_at_once_create_one_schema(tmp_path: Path
         assert [each for each in dump(tmp_path / f"{turn}.db") if each.startswith("CREATE")] == schema
 
 
-# --- Durability, URLs, closing -------------------------------------------------------------------------------------
+# --- Durability, URLs, closing --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

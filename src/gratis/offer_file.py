@@ -409,12 +409,14 @@ def _found(value: object) -> str:
 
 
 def _keys_beside(key: Key, place: tuple[str | int, ...]) -> list[str]:
-    """The keys that the table of this key may have."""
-    table: type[_Table] = _OfferTable
-    if "window" in key:
-        table = _RollingTable if "rolling" in place else _CalendarTable
-    elif "groups" in key:
-        table = _GroupTable
-    elif "revisions" in key[:-1]:
-        table = _RevisionTable
+    """The keys that the table of this key may have: of the file, a revision, its window, or one of its groups."""
+    match key:
+        case ("revisions", _, "window", _):
+            table: type[_Table] = _RollingTable if "rolling" in place else _CalendarTable
+        case ("revisions", _, "groups", _, _):
+            table = _GroupTable
+        case ("revisions", _, _):
+            table = _RevisionTable
+        case _:
+            table = _OfferTable
     return [field.alias or name for name, field in table.model_fields.items()]

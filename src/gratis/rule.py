@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from gratis.model import Counts, Decision, Durability, Overage, Reason, Request, Terms, Window
+from gratis.model import Counts, Decision, Durability, Overage, Reason, Request, Terms, Unit, Window
 
 if TYPE_CHECKING:
     from datetime import datetime
 
 # Looked up once: in Python 3.11 naming a member of an enum costs more than the rule.
 _WITHIN, _OVER = Reason.WITHIN_ALLOWANCE, Reason.OVER_ALLOWANCE
-_ALL, _EXCESS = Counts.ALL, Overage.EXCESS
+_ALL, _EXCESS, _TOKENS = Counts.ALL, Overage.EXCESS, Unit.TOKENS
 
 
 class Charge(Struct, frozen=True, gc=False):
@@ -96,21 +96,25 @@ def decide(
     fits = is_free(amount, allowance=allowance, used=used)
     free = amount if fits else free_part(amount, allowance=allowance, used=used, overage=terms.overage)
     reason, total = (_WITHIN if fits else _OVER), used + amount
-    tokens = free_tokens(request, amount=amount, free=free, fits=fits)
-    if charge.rolls and tally is None and not fits and free == 0:
+    tokens = free_tokens(charge, free=free, fits=fits)
+    if charge.rolls and tally is None and not fits and tokens == 0:
         return Decision(request, terms, reason, tokens, used, total, None, None, durability), None
     after = Tally(window, used_after(amount, free=free, used=used, counts=terms.counts), seq + 1)
     return Decision(request, terms, reason, tokens, after.used, total, window, after.seq, durability), after
 
 
-def free_tokens(request: Request, *, amount: int, free: int, fits: bool) -> int | None:
-    """The tokens that are free, where `free` of the amount is; None if all are and nobody measured them."""
+def free_tokens(charge: Charge, *, free: int, fits: bool) -> int | None:
+    """The tokens that are free, where `free` of the amount is; None if all are and nobody measured them.
+
+    Where only the excess is billed, that is the part of the amount beyond the allowance, and nothing else.
+    """
+    tokens, terms = charge.request.tokens, charge.terms
     if fits:
-        return request.tokens
-    if free == 0:
+        return tokens
+    if terms.overage is not _EXCESS or terms.unit is not _TOKENS:
         return 0
-    assert request.tokens is not None, "only measured tokens are split"
-    return request.tokens - (amount - free)
+    assert tokens is not None, "a group that counts tokens excludes the unmeasured"
+    return tokens - (charge.amount - free)
 
 
 def _excluded(charge: Charge, reason: Reason, durability: Durability) -> Decision:
