@@ -205,12 +205,30 @@ def places(answer: Answer) -> list[tuple[str, int | None]]:
     return [(each["kind"], each["entry"]) for each in answer.lines]
 
 
+def consistent(line: dict[str, Any]) -> None:
+    """Write anew what a line says twice, as whoever forges one would."""
+    terms, sizes = line["terms"], (line["input_tokens"], line["output_tokens"])
+    tokens = None if None in sizes else sum(sizes)
+    is_free, is_judged = line["reason"] == "within_allowance", line["used"] is not None
+    line.update(
+        verdict="free" if is_free else "billed",
+        tokens=tokens,
+        billed_tokens=0 if is_free else None if tokens is None else tokens - line["free_tokens"],
+        group=terms["group"] if is_judged else None,
+        allowance=terms["allowance"] if is_judged else None,
+        remaining=max(0, terms["allowance"] - line["used"]) if is_judged else None,
+        offer=terms["offer"],
+        revision=terms["revision"],
+    )
+
+
 def edit(entry: int, terms: dict[str, Any] | None = None, /, **fields: Any) -> Callable[[list[Any]], None]:
-    """Change fields of one entry, and of its terms."""
+    """Change fields of one entry and of its terms, and what follows from them in its line."""
 
     def edited(lines: list[Any]) -> None:
         lines[entry - 1].update(fields)
         lines[entry - 1]["terms"].update(terms or {})
+        consistent(lines[entry - 1])
 
     return edited
 
@@ -227,18 +245,16 @@ def _spoil(entry: int) -> Callable[[list[Any]], None]:
     return lambda lines: lines.__setitem__(entry - 1, b"spoiled")
 
 
-FREE = {"reason": "within_allowance", "verdict": "free"}
-BILLED = {"reason": "over_allowance", "verdict": "billed"}
 PLANTED: list[tuple[str, Callable[[list[Any]], None], list[tuple[str, int | None]]]] = [
     ("unreadable", _spoil(16), [("unreadable", None)]),
-    ("offer_unknown", edit(16, {"offer": "nobody"}, offer="nobody"), [("offer_unknown", 16)]),
+    ("offer_unknown", edit(16, {"offer": "nobody"}), [("offer_unknown", 16)]),
     ("entry_gap", _cut(9), [("entry_gap", 10)]),
     ("entry_repeated", edit(16, entry=15), [("entry_repeated", 15)]),
     ("decided_twice", edit(16, id="r9"), [("decided_twice", 16)]),
-    ("wrong_terms", edit(4, {"allowance": 900_000}, allowance=900_000, remaining=340_000), [("wrong_terms", 4)]),
+    ("wrong_terms", edit(4, {"allowance": 900_000}), [("wrong_terms", 4)]),
     ("wrong_reason", edit(9, reason="fine_tuned_model"), [("wrong_reason", 9)]),
-    ("needless_billing", edit(14, **BILLED), [("needless_billing", 14)]),
-    ("wrongly_free", edit(8, **FREE), [("wrongly_free", 8)]),
+    ("needless_billing", edit(14, reason="over_allowance"), [("needless_billing", 14)]),
+    ("wrongly_free", edit(8, reason="within_allowance"), [("wrongly_free", 8)]),
     ("seq_gap", edit(14, seq=10), [("seq_gap", 14)]),
     ("seq_repeated", edit(14, seq=8), [("seq_repeated", 14)]),
     ("wrong_window", edit(14, window_start="2025-04-20T01:00:00Z"), [("wrong_window", 14)]),
@@ -361,7 +377,7 @@ def test_no_term_of_a_decision_can_be_changed_unseen(field: str, value: object) 
     """What a decision rested on is judged too, where another term gives another decision."""
     lines = ledger()
     assert lines[7]["terms"][field] != value
-    lines[7]["terms"][field] = value
+    edit(8, {field: value})(lines)
     assert audit_of(lines).code == 1
 
 
@@ -379,7 +395,7 @@ def test_a_tier_that_gives_another_allowance_is_found(tier: int) -> None:
 def test_a_changed_request_is_found_at_its_entry_and_not_all_over(change: dict[str, Any]) -> None:
     """A request that is not the one that was decided concerns its entry and the next of its own window, no others."""
     lines = ledger()
-    lines[3].update(change)
+    edit(4, **change)(lines)
     found = places(audit_of(lines))
     assert found[0][1] == 4
     assert {entry for _, entry in found} <= {4, 5}
@@ -500,7 +516,7 @@ def test_a_ledger_does_not_choose_the_file_by_which_it_is_judged(tmp_path: Path)
 def test_any_offer_that_a_ledger_names_is_known_or_a_finding(name: object) -> None:
     """An offer that cannot be is no traceback."""
     lines = ledger()
-    lines[15]["offer"] = lines[15]["terms"]["offer"] = name
+    edit(16, {"offer": name})(lines)
     answer = audit_of(lines)
     assert [each["kind"] for each in answer.lines] in (["offer_unknown"], ["unreadable"])
 

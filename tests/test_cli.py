@@ -8,11 +8,14 @@ import os
 import pty
 import re
 import select
+import signal
+import sqlite3
 import subprocess
 import sys
 import termios
 import threading
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -548,6 +551,12 @@ def test_the_help_names_every_command_and_the_exit_codes() -> None:
     assert "Exit codes: 0; 1 for findings" in " ".join(answer.out.split())
 
 
+def test_the_help_of_the_demo_promises_nothing_else_than_it_does() -> None:
+    """The demo stands on memory unless it is told a store: no variable of the environment changes that."""
+    assert "GRATIS_STORE" in gratis("decide", "--help").out
+    assert "GRATIS_STORE" not in gratis("demo", "--help").out
+
+
 def test_the_program_tells_its_version() -> None:
     """`gratis --version` prints one line, from the installed program too."""
     assert re.fullmatch(r"gratis \d+\.\d+\.\d+\n", gratis("--version").out)
@@ -610,6 +619,29 @@ def test_half_a_line_waits_for_its_other_half() -> None:
         program.stdin.write(whole[-1:])
         assert json.loads(read_line(program.stdout))["id"] == "r2"
         program.stdin.close()
+
+
+@pytest.mark.parametrize("command", [("replay",), ("decide", "--no-bounds", "--store", "memory:")])
+def test_an_interrupt_ends_the_command_quietly(command: tuple[str, ...]) -> None:
+    """Control-C while it waits for input is no error to tell: exit code 130, and what was decided was printed."""
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+    with start(*command, "--tier", "3", **pipe) as program:
+        program.stdin.write(sent([line(1)]))
+        assert json.loads(read_line(program.stdout))["id"] == "r1"
+        program.send_signal(signal.SIGINT)
+        assert (program.stdout.read(), program.stderr.read()) == (b"", b"")
+    assert program.returncode == 130
+
+
+def test_a_store_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, store: str) -> None:
+    """While another program holds the file nothing is decided, and nothing is said to be."""
+    gratis("decide", "--no-bounds", "--tier", "3", "--store", store, stdin=sent([line(1)]))
+    with closing(sqlite3.connect(tmp_path / "gratis.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        command = ("decide", "--no-bounds", "--tier", "3", "--store", f"{store}&wait=0")
+        answer = gratis(*command, stdin=sent([line(2)]))
+    assert answer.err.startswith(f"gratis: {tmp_path}/gratis.db: ")
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
 
 
 @pytest.mark.parametrize("command", [("replay", "--tier", "3"), ("ledger",), ("audit",)])

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +211,7 @@ def test_four_processes_leave_a_history_that_one_order_explains(at: datetime, tm
     assert faults(history) == set()
 
 
-# Forks
+# Forks, and processes that come and go
 
 
 @contextmanager
@@ -252,6 +252,31 @@ def hundreds(meter: Meter, *names: str) -> list[Call]:
         line = decision_line(meter.decide(Request(id=name, model=LARGE, at=DAILY, input_tokens=60, output_tokens=40)))
         calls.append(Call("default", name, start, time.monotonic_ns(), line))
     return calls
+
+
+def test_processes_that_create_open_and_close_one_file_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Eight processes that meet at a file that is not there yet, and open and close it, all decide in one order."""
+
+    def job(parent: Connection, caller: int) -> None:
+        parent.recv()
+        calls = []
+        for turn in range(3):
+            with open_meter("sqlite", tmp_path, DAILY) as meter:
+                enroll(meter, "default", 1)
+                calls += hundreds(meter, f"{caller}-{turn}")
+        parent.send(calls)
+
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(in_child(lambda parent, caller=caller: job(parent, caller))) for caller in range(8)
+        ]
+        for child in children:
+            child.send("go on")
+        calls = [call for child in children for call in told(child)]
+    with open_meter("sqlite", tmp_path, DAILY) as meter:
+        history = History(calls=calls, changes=[Change("default", 1, 0, 0)], ledger=ledger_of(meter))
+    assert [row["used"] for row in history.ledger] == [100 * (place + 1) for place in range(24)]
+    assert faults(history) == set()
 
 
 def test_a_store_opened_before_a_fork_serves_parent_and_child(tmp_path: Path) -> None:

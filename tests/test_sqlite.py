@@ -369,7 +369,7 @@ def test_rows_that_follow_the_rule_are_taken(path: Path) -> None:
         ("windows", {"seq": 1.5}),
         ("windows", {"end": 0}),
         ("ledger", {"account": None}),
-        ("ledger", {"id": "r0"}),
+        ("ledger", {"id": "r1"}),
         ("ledger", {"id": None}),
         ("ledger", {"input_tokens": -1}),
         ("ledger", {"input_tokens": 10**12 + 1}),
@@ -431,6 +431,17 @@ def test_a_held_lock_is_not_executed_after_the_wait_and_nothing_is_written(path:
         assert list(meter.ledger()) == []
     assert dump(path) == before
     assert (meter.decide(request(1)).seq, meter.enroll("acme", ENROLLED, actor="ann").version) == (1, 1)
+
+
+def test_a_file_is_opened_and_read_while_another_program_writes(path: Path) -> None:
+    """Who only asks needs no write lock, not even to open the file: an audit waits for no writer, and stops none."""
+    _used(path)
+    with closing(held(path)), closing(opened(path)) as store:
+        meter = meter_of(store)
+        assert len(list(meter.ledger())) == 8
+        assert [each.used for each in meter.standing("acme")] == [20, 0]
+        with pytest.raises(NotExecuted):
+            meter.decide(request("next"))
 
 
 def test_a_lock_that_is_let_go_within_the_wait_is_no_error(path: Path) -> None:
@@ -827,6 +838,19 @@ def test_a_store_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.M
         meter.decide(request(1))
         assert [entry.decision.id for entry in meter.ledger()] == ["r1"]
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_file_that_vanished_under_an_open_store_is_noticed(path: Path, store: SQLiteStore, meter: Meter) -> None:
+    """A decision written to a file that nobody can open any more is not acknowledged."""
+    meter.decide(request(1))
+    for each in path.parent.glob("gratis.db*"):
+        each.unlink()
+    with pytest.raises(StoreError):
+        meter.decide(request(2))
+    with closing(opened(path)):
+        pass
+    with pytest.raises(StoreError):
+        meter.decide(request(3))
 
 
 def test_a_closed_store_refuses(store: SQLiteStore, meter: Meter) -> None:

@@ -13,6 +13,7 @@ GratisError
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,13 +54,22 @@ class Conflict(RequestError):  # noqa: N818 - it is the word of the contract
 
     def __init__(self, field: str, first: Decision) -> None:
         self.first = first
-        then = getattr(first.request, field)
         super().__init__(
             field,
             f"request {first.request.id!r} of account {first.request.account!r} was decided before"
-            f" with {field} {then if isinstance(then, int) else str(then)!r}: {first.verdict};"
-            " that decision stands",
+            f" with {_said(field, getattr(first.request, field))}: {first.verdict}; that decision stands",
         )
+
+
+def _said(field: str, value: object) -> str:
+    """A field's value as a line would have it."""
+    if isinstance(value, datetime):
+        return f"{field} '{value.isoformat()[:-6]}Z'"
+    if isinstance(value, tuple):
+        return f"{field} {', '.join(value)}" if value else f"no {field}"
+    if value is None:
+        return f"no {field}"
+    return f"{field} {value}" if isinstance(value, int) else f"{field} {str(value)!r}"
 
 
 class LedgerError(GratisError):

@@ -27,6 +27,7 @@ from gratis.model import (
     Unit,
     Window,
     kind_of,
+    shown,
     stamp,
 )
 
@@ -80,16 +81,16 @@ def instant(field: str, value: object) -> datetime:
     found = _RFC3339.fullmatch(value) if type(value) is str else None
     if found is None:
         raise RequestError(
-            field, f"found {value!r:.60}; expected RFC 3339 with its offset, such as 2025-04-16T09:15:00Z"
+            field, f"found {shown(value)}; expected RFC 3339 with its offset, such as 2025-04-16T09:15:00Z"
         )
     text, fraction = found[0], found["fraction"]
     if fraction and len(fraction) > _MICROSECONDS:
         text = text.replace(fraction, fraction[:_MICROSECONDS])
     try:
-        read = datetime.fromisoformat(text)
+        read = datetime.fromisoformat(text.upper())
         return read if read.tzinfo is UTC else read.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise RequestError(field, f"found {value!r:.60}; expected a real date and time: {error}") from None
+    except (ValueError, OverflowError):
+        raise RequestError(field, f"found {shown(value)}; expected a date and time that there is") from None
 
 
 def request_of(line: object) -> Request:
@@ -304,7 +305,7 @@ def terms_of(line: Mapping[str, Any], *, enrollment: Mapping[str, Any] | None) -
 def _tool_kinds(tools: object) -> tuple[str, ...]:
     """Tools as kinds, or as the objects that requests carry: their type is the kind."""
     if type(tools) is not list:
-        raise RequestError("tools", f"found {tools!r:.60}; expected a list of kinds of tool")
+        raise RequestError("tools", f"found {shown(tools)}; expected a list of kinds of tool")
     kinds: list[Any] = [tool.get("type") if type(tool) is dict else tool for tool in tools]
     return tuple(kinds)
 
@@ -312,13 +313,15 @@ def _tool_kinds(tools: object) -> tuple[str, ...]:
 def _number(line: Mapping[str, Any], field: str) -> int | None:
     value = line[field]
     if value is not None and (type(value) is not int or value < 0):
-        raise LedgerError(f"{field}: found {value!r:.60}; expected a whole number or null")
+        raise LedgerError(f"{field}: found {shown(value)}; expected a whole number or null")
     return value
 
 
 def _check_spelling(line: Mapping[str, object]) -> None:
     """Refuse a field that is one of ours but for case, hyphens, underscores or a plural: it would be missed."""
-    for name in line.keys() - _KNOWN:
+    for name in line:
+        if name in _KNOWN:
+            continue
         bare = name.casefold().replace("_", "").replace("-", "")
         meant = _loose.get(bare) or _loose.get(bare + "s") or _loose.get(bare.removesuffix("s"))
         if meant is not None:

@@ -200,7 +200,7 @@ class Enrollment(Struct, frozen=True, gc=False, kw_only=True):
 
     def __post_init__(self) -> None:
         if type(self.tier) is not int or not 0 <= self.tier <= TIER_MAX:
-            raise EnrollmentError(f"tier: found {_shown(self.tier)}; expected a whole number from 0 to {TIER_MAX}")
+            raise EnrollmentError(f"tier: found {shown(self.tier)}; expected a whole number from 0 to {TIER_MAX}")
         if type(self.sharing) is not Sharing:
             force_setattr(self, "sharing", _sharing(self.sharing))
         for field in ("projects", "owners"):
@@ -212,7 +212,7 @@ class Enrollment(Struct, frozen=True, gc=False, kw_only=True):
             )
         if type(self.zero_data_retention) is not bool:
             raise EnrollmentError(
-                f"zero_data_retention: found {_shown(self.zero_data_retention)}; expected true or false"
+                f"zero_data_retention: found {shown(self.zero_data_retention)}; expected true or false"
             )
         try:
             check_name("plan", self.plan)
@@ -360,7 +360,7 @@ class Entry(Struct, frozen=True, gc=False):
 def utc(value: object, *, field: str = "at") -> datetime:
     """The instant in UTC; only aware datetimes tell one."""
     if not isinstance(value, datetime):
-        raise RequestError(field, f"found {_shown(value)}; expected a datetime with its offset from UTC")
+        raise RequestError(field, f"found {shown(value)}; expected a datetime with its offset from UTC")
     if value.tzinfo is UTC and type(value) is datetime:
         instant = value
     elif value.utcoffset() is None:
@@ -387,26 +387,26 @@ def check_name(field: str, value: object) -> None:
     if type(value) is str and 0 < len(value) <= NAME_BYTES_MAX and value.isascii() and value.isprintable():
         return
     if type(value) is not str:
-        raise RequestError(field, f"found {_shown(value)}; expected a string")
+        raise RequestError(field, f"found {shown(value)}; expected a string")
     size = len(_encoded(field, value))
     if not 1 <= size <= NAME_BYTES_MAX:
         raise RequestError(field, f"found {size} bytes; expected 1 to {NAME_BYTES_MAX}")
     if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in value):  # noqa: PLR2004 - C0, DEL and C1
-        raise RequestError(field, f"found {_shown(value)}; expected no control characters")
+        raise RequestError(field, f"found {shown(value)}; expected no control characters")
 
 
 def kind_of(value: object) -> Kind:
     """The kind of request that this word names."""
     kind = KINDS.get(value) if isinstance(value, str) else None
     if kind is None:
-        raise RequestError("kind", f"found {_shown(value)}; expected one of {', '.join(KINDS)}")
+        raise RequestError("kind", f"found {shown(value)}; expected one of {', '.join(KINDS)}")
     return kind
 
 
 def _check_model(value: object) -> None:
     """Any text at all: a model that is not listed is billed, whatever it looks like."""
     if type(value) is not str:
-        raise RequestError("model", f"found {_shown(value)}; expected a string")
+        raise RequestError("model", f"found {shown(value)}; expected a string")
     if not value.isascii() or len(value) > MODEL_BYTES_MAX:
         size = len(_encoded("model", value))
         if size > MODEL_BYTES_MAX:
@@ -417,7 +417,7 @@ def _encoded(field: str, value: str) -> bytes:
     try:
         return value.encode()
     except UnicodeEncodeError:
-        raise RequestError(field, f"found {_shown(value)}, half of a surrogate pair; expected Unicode text") from None
+        raise RequestError(field, f"found {shown(value)}, half of a surrogate pair; expected Unicode text") from None
 
 
 def _check_cached(cached: object, given: int) -> None:
@@ -428,13 +428,13 @@ def _check_cached(cached: object, given: int) -> None:
 
 
 def _bad_tokens(field: str, value: object) -> RequestError:
-    return RequestError(field, f"found {_shown(value)}; expected a whole number from 0 to {TOKENS_MAX}")
+    return RequestError(field, f"found {shown(value)}; expected a whole number from 0 to {TOKENS_MAX}")
 
 
 def _tools(value: Any) -> tuple[str, ...]:
     """Each kind of tool once, in one order: what counts is which were used."""
     if not isinstance(value, tuple | list | set | frozenset):
-        raise RequestError("tools", f"found {_shown(value)}; expected a list of kinds of tool")
+        raise RequestError("tools", f"found {shown(value)}; expected a list of kinds of tool")
     if len(value) > TOOLS_MAX:
         raise RequestError("tools", f"found {len(value)} tools; expected at most {TOOLS_MAX}")
     for tool in value:
@@ -447,12 +447,12 @@ def _sharing(value: Any) -> Sharing:
         return Sharing(value)
     except (ValueError, TypeError):
         expected = ", ".join(Sharing)
-        raise EnrollmentError(f"sharing: found {_shown(value)}; expected one of {expected}") from None
+        raise EnrollmentError(f"sharing: found {shown(value)}; expected one of {expected}") from None
 
 
 def _names(field: str, value: Any) -> frozenset[str]:
     if not isinstance(value, tuple | list | set | frozenset):
-        raise EnrollmentError(f"{field}: found {_shown(value)}; expected a list of names")
+        raise EnrollmentError(f"{field}: found {shown(value)}; expected a list of names")
     if len(value) > PROJECTS_MAX:
         raise EnrollmentError(f"{field}: found {len(value)}; expected at most {PROJECTS_MAX}")
     try:
@@ -463,7 +463,7 @@ def _names(field: str, value: Any) -> frozenset[str]:
     return frozenset(value)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """What was found, short enough for a line and safe on a terminal."""
     try:
         text = ascii(value)
