@@ -8,7 +8,8 @@ GratisError
 ├── LedgerError         a ledger file that cannot be read: line, and what was expected
 └── StoreError          a store that cannot be used, or that would not be safe to use
     ├── NotExecuted     nothing was written; asking again is safe
-    └── OutcomeUnknown  it may have been written; asking again with the same id tells
+    ├── OutcomeUnknown  it may have been written; asking again with the same id tells
+    └── UnreadableEntry an entry of a store's ledger that is none; carries its number
 """
 
 from __future__ import annotations
@@ -86,3 +87,11 @@ class NotExecuted(StoreError):  # noqa: N818 - it is the word of the contract
 
 class OutcomeUnknown(StoreError):  # noqa: N818 - it is the word of the contract
     """It may have been written; asking again with the same id tells."""
+
+
+class UnreadableEntry(StoreError):  # noqa: N818 - named as the others are
+    """An entry of a store's ledger cannot be read."""
+
+    def __init__(self, entry: int, message: str) -> None:
+        self.entry = entry
+        super().__init__(f"ledger entry {entry} cannot be read: {message}")

@@ -80,7 +80,7 @@ class Meter:
         return answer
 
     def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
-        """Decide requests in order, as if one by one; one that cannot be decided has its error in its place."""
+        """Decide requests, an account's as if one by one; one that cannot be decided has its error in its place."""
         answers: list[Decision | RequestError] = []
         for first in range(0, len(requests), BATCH_MAX):
             flow = self._book.decisions(requests[first : first + BATCH_MAX])
@@ -128,7 +128,7 @@ class Meter:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Iterator[Entry]:
-        """Every decision in order, from behind an entry on; a later call with the last entry goes on from there."""
+        """Every decision in order, from behind an entry's number on."""
         chosen = Filter(account=account, group=group, window=window, since=since, until=until)
         return select(self._store.entries(after=after), chosen)
 
@@ -193,7 +193,7 @@ class AsyncMeter:
         return answer
 
     async def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
-        """Decide requests in order, as if one by one; one that cannot be decided has its error in its place."""
+        """Decide requests, an account's as if one by one; one that cannot be decided has its error in its place."""
         answers: list[Decision | RequestError] = []
         for first in range(0, len(requests), BATCH_MAX):
             flow = self._book.decisions(requests[first : first + BATCH_MAX])
@@ -243,7 +243,7 @@ class AsyncMeter:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> AsyncIterator[Entry]:
-        """Every decision in order, from behind an entry on; a later call with the last entry goes on from there."""
+        """Every decision in order, from behind an entry's number on."""
         chosen = Filter(account=account, group=group, window=window, since=since, until=until)
         entries = select(self._store.entries(after=after), chosen)
         while page := await self._gathered.run(lambda: list(islice(entries, PAGE))):

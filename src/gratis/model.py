@@ -221,8 +221,7 @@ class Enrollment(Struct, frozen=True, gc=False, kw_only=True):
                     force_setattr(self, field, utc(getattr(self, field), field=field))
         except RequestError as error:
             raise EnrollmentError(str(error)) from None
-        if self.starts is not None and self.ends is not None and self.ends <= self.starts:
-            raise EnrollmentError(f"ends: {stamp(self.ends)} is not after starts {stamp(self.starts)}")
+        _check_plan_and_dates(self)
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -440,6 +439,15 @@ def _tools(value: Any) -> tuple[str, ...]:
     for tool in value:
         check_name("tools", tool)
     return tuple(sorted(set(value)))
+
+
+def _check_plan_and_dates(enrollment: Enrollment) -> None:
+    if enrollment.plan != enrollment.plan.lower():
+        # Plans are compared exactly: a misspelled one would be none of those that an offer excludes.
+        raise EnrollmentError(f"plan: found {shown(enrollment.plan)}; expected it in lower case")
+    starts, ends = enrollment.starts, enrollment.ends
+    if starts is not None and ends is not None and ends <= starts:
+        raise EnrollmentError(f"ends: {stamp(ends)} is not after starts {stamp(starts)}")
 
 
 def _sharing(value: Any) -> Sharing:

@@ -1,8 +1,8 @@
 """What a store is: it applies charges, each once and whole, and answers with receipts.
 
-`apply` is its one verb. There is no get, set or increment, so nothing can come between a check and an act. Each
-charge is one atomic step: the id, the tally of the window and the ledger's entry change together or not at all.
-A new store is one class with these methods; `gratis.testing` proves that it behaves like the others.
+`apply` is the one verb that moves tokens. There is no set or increment, so nothing can come between a check and an
+act. Each charge is one atomic step: the id, the tally of the window and the ledger's entry change together or not at
+all. The other methods enroll, or only read. A new store is one class with these methods.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from gratis.model import Change, Decision, Durability, Enrollment, Entry, Request
@@ -99,6 +100,10 @@ class Store(Protocol):
 
     def entries(self, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
         """The ledger from behind an entry on, in order."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """All that is read meanwhile is read as of one moment."""
         ...
 
     def accounts(self) -> Iterable[tuple[str, str]]:

@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from gratis.errors import NotExecuted
+from gratis.errors import NotExecuted, StoreError
 from gratis.stores import BATCH_MAX
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Gathered:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gratis-store")
         self._waiting: deque[tuple[Sequence[Charge], asyncio.Future[list[Receipt]]]] = deque()
         self._draining: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def apply(self, charges: Sequence[Charge]) -> list[Receipt]:
         """Apply each charge once, in order, with whatever else waits."""
@@ -80,11 +81,15 @@ class Gathered:
         """Any other call, in the store's thread."""
         if self.store.is_instant:
             return function(*args, **kwargs)
+        if self._is_closed:
+            raise StoreError("this store is closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
 
     async def close(self) -> None:
         """Let what is under way end, then close the store."""
         if self._draining is not None:
             await asyncio.wait([self._draining])
-        await self.run(self.store.close)
-        self._thread.shutdown()
+        if not self._is_closed:
+            await self.run(self.store.close)
+            self._is_closed = True
+            self._thread.shutdown()

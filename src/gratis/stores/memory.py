@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import weakref
+from contextlib import nullcontext
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ from gratis.stores import Bounds, Receipt, Status, repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from gratis.model import Change, Decision, Enrollment
@@ -48,7 +52,8 @@ class MemoryStore:
         self._lock = Lock()
         self._accounts: dict[tuple[str, str], _Account] = {}
         self._ledger: list[tuple[datetime, Decision]] = []
-        self._open = True
+        self._refusal = ""
+        _STORES.add(self)
 
     def now(self) -> datetime:
         """The store's clock."""
@@ -137,6 +142,10 @@ class MemoryStore:
                 after += 1
                 yield Entry(after, now, decision)
 
+    def frozen(self) -> AbstractContextManager[None]:
+        """All that is read meanwhile is read as of one moment: nobody else has this store."""
+        return nullcontext()
+
     def accounts(self) -> list[tuple[str, str]]:
         """Offer and name of each account that the store knows."""
         with self._lock:
@@ -144,8 +153,25 @@ class MemoryStore:
 
     def close(self) -> None:
         """A closed store refuses."""
-        self._open = False
+        self._refusal = "this memory store is closed"
+
+    def after_fork(self) -> None:
+        """In a forked child: two copies of one allowance would be spent twice, so this one refuses."""
+        self._lock = Lock()
+        self._refusal = "a memory store is of one process; after a fork this is another"
 
     def _check_open(self) -> None:
-        if not self._open:
-            raise StoreError("this memory store is closed")
+        if self._refusal:
+            raise StoreError(self._refusal)
+
+
+_STORES: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_STORES):
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,6 +7,7 @@ What SQLite says of a failure is put into our words here, and nowhere else.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from contextlib import contextmanager, suppress
@@ -26,7 +27,6 @@ SWITCH_PAUSE_S = 0.005
 CHECK_WHOLE_BYTES_MAX = 64 << 20
 CHECK_ENTRIES = 1_000
 SEALED = "nothing is decided until that is repaired (`gratis audit`)"
-_LEFT_BEHIND: list[sqlite3.Connection] = []
 
 _CHECK_COUNTERS = (
     "SELECT l.window, w.used, w.seq, l.used, l.seq FROM"
@@ -42,7 +42,7 @@ _CHECK_WINDOWS = (
 _CHECK_ENTRIES = "SELECT count(*), coalesce(max(entry), 0) FROM ledger"
 
 # What decoding a row that nobody of ours wrote may raise.
-_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 
 
 @unique
@@ -55,7 +55,7 @@ class Synchronous(StrEnum):
 
 
 class File:
-    """One process's hold on the file: the connection that writes, and others that only read.
+    """One process's hold on the file, by one connection.
 
     `forget` is called when a transaction is rolled back: what was remembered of it never came to be.
     """
@@ -69,33 +69,52 @@ class File:
         self._wait_s = wait_s
         self._is_checked = is_checked
         self._forget = forget
+        self._is_closed = False
+        self._is_frozen = False
+        self._file_id: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = self._open()
 
     def connection(self) -> sqlite3.Connection:
-        """The connection that writes; a closed file has none."""
+        """The one connection of this process; a closed file has none."""
         if self._connection is None:
-            raise StoreError(f"{self.path}: this store is closed")
+            if self._is_closed:
+                raise StoreError(f"{self.path}: this store is closed")
+            if self._identity() is not None:
+                self._connection = self._connect()
+        if self._identity() != self._file_id:
+            raise StoreError(f"{self.path}: moved, replaced or deleted since it was opened; nothing was written")
+        assert self._connection is not None, "a file that is there is open"
         return self._connection
 
-    def connect(self) -> sqlite3.Connection:
-        """A connection of one's own."""
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file is there; what is written to one that nobody can open any more would be lost."""
+        try:
+            found = os.stat(self._place)  # noqa: PTH116 - in each transaction, and half the time
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def let_go(self) -> None:
+        """Have no connection until one is needed again.
+
+        A fork must find none: SQLite keeps its file locks by process, so a child that opened the file beside an
+        inherited connection would hold no lock at all, and whoever closed next would delete the log under it.
+        """
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        """Close the file; what was acknowledged is in it."""
+        self._is_closed = True
+        self.let_go()
+
+    def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._place, timeout=self._wait_s, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         connection.execute(f"PRAGMA synchronous = {self._synchronous.value}")
         return connection
-
-    def reopen(self) -> None:
-        """Open it anew after a fork: a connection must not cross one, and its parent's must not be closed."""
-        if self._connection is not None:
-            _LEFT_BEHIND.append(self._connection)
-            self._connection = self.connect()
-
-    def close(self) -> None:
-        """Close the file; what was acknowledged is in it."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -114,7 +133,7 @@ class File:
             self._roll_back(connection)
             if isinstance(error, sqlite3.Error):
                 raise NotExecuted(f"{self.path}: {error}; nothing was written") from error
-            if isinstance(error, _UNREADABLE):
+            if isinstance(error, UNREADABLE):
                 raise StoreError(f"{self.path}: holds what cannot be read: {error!r}; nothing was written") from error
             raise
         try:
@@ -127,21 +146,34 @@ class File:
             raise OutcomeUnknown(f"{self.path}: the commit broke off: {error}; ask again with the same ids") from error
 
     @contextmanager
-    def reading(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-        """One consistent view of the file."""
+    def reading(self, fresh: sqlite3.Connection | None = None) -> Iterator[sqlite3.Connection]:
+        """One consistent view of the file; inside a frozen one, that."""
+        connection = self.connection() if fresh is None else fresh
         try:
+            if self._is_frozen:
+                yield connection
+                return
             connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: {error}") from error
-        try:
-            yield connection
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: {error}") from error
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise StoreError(f"{self.path}: holds what cannot be read: {error!r}") from error
-        finally:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All that is read meanwhile is read as of one moment."""
+        with self.reading() as connection:
+            connection.execute("SELECT count(*) FROM accounts").fetchone()  # the view begins with the first look
+            self._is_frozen = True
+            try:
+                yield
+            finally:
+                self._is_frozen = False
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         self._forget()
@@ -156,7 +188,7 @@ class File:
                 " sqlite:////FOLDER/NAME is absolute"
             )
         try:
-            connection = self.connect()
+            connection = self._connect()
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: cannot be opened: {error}") from error
         try:
@@ -172,17 +204,20 @@ class File:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Create the schema in an empty file; refuse what is foreign, newer, or damaged, and leave it as it is."""
         with self.reading(connection):  # one view: another process may be creating the schema at this moment
-            self._recognize(connection)
+            is_empty = self._recognize(connection)
         mode = self._use_wal(connection)
         if mode != "wal":
             raise StoreError(f"{self.path}: no write-ahead log on this file system (journal mode is {mode!r})")
-        connection.execute("BEGIN IMMEDIATE")
-        if self._recognize(connection):  # and may have done so since
-            for statement in _statements((files("gratis.stores.sqlite") / "schema.sql").read_text(encoding="utf-8")):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        connection.execute("COMMIT")
+        if is_empty:
+            connection.execute("BEGIN IMMEDIATE")
+            if self._recognize(connection):  # nobody was faster
+                script = (files("gratis.stores.sqlite") / "schema.sql").read_text(encoding="utf-8")
+                for statement in _statements(script):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            connection.execute("COMMIT")
+        self._file_id = self._identity()
         if self._is_checked:
             self._check(connection)
 

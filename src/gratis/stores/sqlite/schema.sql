@@ -56,6 +56,7 @@ CREATE TABLE ledger (
   window        INTEGER REFERENCES windows,
   seq           INTEGER CHECK (typeof(seq) IN ('integer', 'null') AND seq >= 1),
   decided_at    INTEGER NOT NULL,
+  durability    TEXT    NOT NULL DEFAULT 'volatile',            -- what the answer rested on
   CHECK ((window IS NULL) = (seq IS NULL)),
   CHECK (free_tokens <= input_tokens + coalesce(output_tokens, 0)),
   CHECK (used IS NOT NULL OR (free_tokens = 0 AND reason <> 'within_allowance')),

@@ -9,12 +9,13 @@ import os
 import weakref
 from collections import deque
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from gratis import clock as system
-from gratis.errors import GratisError, OutcomeUnknown
+from gratis.errors import GratisError, OutcomeUnknown, UnreadableEntry
 from gratis.model import Durability
 from gratis.stores import BATCH_MAX, Bounds
 from gratis.stores.sqlite.file import File, Synchronous
@@ -125,40 +126,53 @@ class SQLiteStore:
 
     def accounts(self) -> list[tuple[str, str]]:
         """Offer and name of each account that the store knows."""
-        with self._lock, self._file.reading(self._file.connection()) as connection:
+        with self._lock, self._file.reading() as connection:
             return list(connection.execute("SELECT offer, name FROM accounts ORDER BY account"))
 
     def entries(self, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
         """The ledger from behind an entry on, in order; each page is one short read, so that nobody waits."""
-        self._file.connection()
-        connection = self._file.connect()
         keys = Keys()
-        try:
-            while True:
-                with self._file.reading(connection):
-                    work = self._work(connection, keys)
-                    page = work.entries(after=after, upto=ENTRY_MAX if upto is None else upto, most=PAGE)
-                if not page:
-                    return
-                yield from page
-                after = page[-1].entry
-        finally:
-            connection.close()
+        last = ENTRY_MAX if upto is None else upto
+        while True:
+            page: list[Entry] = []
+            unreadable = None
+            with self._lock, self._file.reading() as connection:
+                try:
+                    page.extend(self._work(connection, keys).entries(after=after, upto=last, most=PAGE))
+                except UnreadableEntry as error:
+                    unreadable = error
+            yield from page
+            if unreadable is not None:
+                raise unreadable
+            if not page:
+                return
+            after = page[-1].entry
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All that is read meanwhile is read as of one moment; nothing can be decided here until its end."""
+        with self._file.frozen():
+            yield
 
     def close(self) -> None:
         """Close the file; what was acknowledged is in it."""
         with self._lock:
             self._file.close()
 
-    def after_fork(self) -> None:
-        """In a forked child: nobody else holds the lock or waits here."""
-        self._lock = Lock()
-        self._waiting.clear()
-        self._file.reopen()
+    def before_fork(self) -> None:
+        """Wait until nobody is at work, and let the file go."""
+        self._lock.acquire()
+        self._file.let_go()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Go on; in the child nobody else waits."""
+        if in_child:
+            self._waiting.clear()
+        self._lock.release()
 
     @contextmanager
     def _reading(self) -> Iterator[Work]:
-        with self._lock, self._file.reading(self._file.connection()) as connection:
+        with self._lock, self._file.reading() as connection:
             yield self._work(connection, self._keys)
 
     def _work(self, connection: sqlite3.Connection, keys: Keys) -> Work:
@@ -191,12 +205,24 @@ class _Turn:
 
 
 _STORES: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
+_AT_FORK: list[SQLiteStore] = []
 
 
-def _after_fork() -> None:
-    for store in list(_STORES):
-        store.after_fork()
+def _before_fork() -> None:
+    _AT_FORK.extend(_STORES)
+    for store in _AT_FORK:
+        store.before_fork()
+
+
+def _after_fork(*, in_child: bool) -> None:
+    for store in _AT_FORK:
+        store.after_fork(in_child=in_child)
+    _AT_FORK.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, in_child=False),
+        after_in_child=partial(_after_fork, in_child=True),
+    )

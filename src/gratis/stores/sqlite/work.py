@@ -10,17 +10,18 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from gratis.enrollment import change
-from gratis.errors import GratisError
+from gratis.errors import GratisError, UnreadableEntry
 from gratis.lines import decode, encode, enrollment_line, enrollment_of, terms_line, terms_of
-from gratis.model import EPOCH, Change, Decision, Entry, Kind, Reason, Request, Window
+from gratis.model import EPOCH, Change, Decision, Durability, Entry, Kind, Reason, Request, Window
 from gratis.rule import Tally, decide
 from gratis.stores import Receipt, Status, repeat
+from gratis.stores.sqlite.file import UNREADABLE
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from gratis.model import Durability, Enrollment, Terms
+    from gratis.model import Enrollment, Terms
     from gratis.offer import Revision
     from gratis.rule import Charge
     from gratis.stores import Bounds
@@ -48,8 +49,8 @@ _ADD_WINDOW = 'INSERT INTO windows (account, "group", kind, start, end, used, se
 _SET_WINDOW = "UPDATE windows SET used = ?, seq = ? WHERE window = ?"
 _ADD_ENTRY = (
     "INSERT INTO ledger (account, id, terms, model, project, input_tokens, output_tokens, cached_tokens, kind, tools,"
-    " at, reason, free_tokens, used, total, window, seq, decided_at)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " at, reason, free_tokens, used, total, window, seq, decided_at, durability)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _ADD_CHANGE = "INSERT INTO enrollments VALUES (?, ?, ?, ?, ?)"
 _GET_CHANGES = "SELECT version, at, actor, enrollment FROM enrollments WHERE account = ? ORDER BY version"
@@ -60,7 +61,8 @@ _GET_TALLIES = (
 )
 _GET_ENTRIES = (
     "SELECT l.entry, a.name, l.id, l.terms, l.model, l.project, l.input_tokens, l.output_tokens, l.cached_tokens,"
-    " l.kind, l.tools, l.at, l.reason, l.free_tokens, l.used, l.total, w.start, w.end, l.seq, l.decided_at"
+    " l.kind, l.tools, l.at, l.reason, l.free_tokens, l.used, l.total, w.start, w.end, l.seq, l.decided_at,"
+    " l.durability"
     " FROM ledger l JOIN accounts a ON a.account = l.account LEFT JOIN windows w ON w.window = l.window WHERE "
 )
 
@@ -193,6 +195,7 @@ class Work:
             window,
             decision.seq,
             micros(now),
+            self._durability.value,
         )
 
     def enroll(
@@ -222,11 +225,14 @@ class Work:
             for group, kind, start, end, used, seq in rows
         ]
 
-    def entries(self, *, after: int, upto: int, most: int) -> list[Entry]:
+    def entries(self, *, after: int, upto: int, most: int) -> Iterator[Entry]:
         """So many entries of the ledger, from behind one on."""
         where = "l.entry > ? AND l.entry <= ? ORDER BY l.entry LIMIT ?"
-        rows = self._connection.execute(_GET_ENTRIES + where, (after, upto, most)).fetchall()
-        return [self._entry(row) for row in rows]
+        for row in self._connection.execute(_GET_ENTRIES + where, (after, upto, most)).fetchall():
+            try:
+                yield self._entry(row)
+            except UNREADABLE as error:
+                raise UnreadableEntry(row[0], str(error)) from error
 
     def _history(self, account: int | None) -> list[Change]:
         rows = self._connection.execute(_GET_CHANGES, (account,))
@@ -295,7 +301,7 @@ class Work:
     def _read(self, row: tuple[Any, ...]) -> Entry:
         (
             entry, name, request_id, terms, model, project, input_tokens, output_tokens, cached_tokens,
-            kind, tools, at, reason, free_tokens, used, total, start, end, seq, decided_at,
+            kind, tools, at, reason, free_tokens, used, total, start, end, seq, decided_at, durability,
         ) = row  # fmt: skip
         request = Request(
             id=request_id,
@@ -319,7 +325,7 @@ class Work:
             total,
             window,
             seq,
-            self._durability,
+            Durability(durability),
         )
         return Entry(entry, _instant(decided_at), decision)
 
