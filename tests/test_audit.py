@@ -424,7 +424,7 @@ def test_a_second_decision_of_an_id_is_found_whatever_another_offer_decided() ->
         (b"\xff", "line: not JSON: "),
         (b"[]", "found list; expected a JSON object"),
         (b"{}", "window_start: missing; expected a line as `gratis ledger` prints it"),
-        (b'{"' + b"x" * (2 << 20) + b'": 1}', "line: longer than "),
+        (b'{"' + b"x" * (5 << 20) + b'": 1}', "line: longer than "),
     ],
 )
 def test_a_line_that_cannot_be_read_is_a_finding_with_its_number(line: bytes, message: str) -> None:

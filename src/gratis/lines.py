@@ -26,6 +26,7 @@ from gratis.model import (
     Terms,
     Unit,
     Window,
+    check_name,
     kind_of,
     shown,
     stamp,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LINE_BYTES_MAX = 1 << 20
+ENTRY_BYTES_MAX = 4 << 20  # a line of the ledger carries its enrollment, of whatever size that may be
 REQUEST_FIELDS = (
     "id",
     "account",
@@ -226,10 +228,14 @@ def enrollment_line(enrollment: Enrollment) -> dict[str, Any]:
     }
 
 
-def enrollment_of(line: Mapping[str, Any]) -> Enrollment:
+def enrollment_of(line: object) -> Enrollment:
     """An enrollment from its JSON."""
+    if type(line) is not dict:
+        raise EnrollmentError(f"enrollment: found {shown(line)}; expected a JSON object")
     if unknown := line.keys() - set(Enrollment.__struct_fields__):
-        raise EnrollmentError(f"{min(unknown)}: an unknown field; expected {', '.join(Enrollment.__struct_fields__)}")
+        raise EnrollmentError(
+            f"{_named(min(unknown))}: an unknown field; expected {', '.join(Enrollment.__struct_fields__)}"
+        )
     if "tier" not in line:
         raise EnrollmentError("tier: missing; expected the account's usage tier")
     starts, ends = line.get("starts"), line.get("ends")
@@ -262,8 +268,12 @@ def change_of(line: object) -> tuple[str, str, Change]:
     if type(line) is not dict:
         raise EnrollmentError(f"found {type(line).__name__}; expected a JSON object")
     try:
-        change = Change(line["version"], instant("at", line["at"]), line["actor"], enrollment_of(line["enrollment"]))
-        return line["offer"], line["account"], change
+        version, offer, account, actor = line["version"], line["offer"], line["account"], line["actor"]
+        if type(version) is not int or version < 1:
+            raise EnrollmentError(f"version: found {shown(version)}; expected a whole number from 1 on")
+        for field in ("offer", "account", "actor"):
+            check_name(field, line[field])
+        return offer, account, Change(version, instant("at", line["at"]), actor, enrollment_of(line["enrollment"]))
     except KeyError as error:
         raise EnrollmentError(f"{error.args[0]}: missing; expected a line as `gratis enroll` prints it") from None
     except RequestError as error:
@@ -285,8 +295,13 @@ def terms_line(terms: Terms) -> dict[str, Any]:
     }
 
 
-def terms_of(line: Mapping[str, Any], *, enrollment: Mapping[str, Any] | None) -> Terms:
+def terms_of(line: object, *, enrollment: Mapping[str, Any] | None) -> Terms:
     """Terms from their JSON."""
+    if type(line) is not dict:
+        raise LedgerError(f"terms: found {shown(line)}; expected a JSON object")
+    for field, kinds in _TERMS_TYPES.items():
+        if not isinstance(line[field], kinds) or line[field] is True or line[field] is False:
+            raise LedgerError(f"terms.{field}: found {shown(line[field])}; expected what `gratis ledger` prints there")
     reason = line["reason"]
     return Terms(
         line["offer"],
@@ -307,7 +322,14 @@ def _tool_kinds(tools: object) -> tuple[str, ...]:
     if type(tools) is not list:
         raise RequestError("tools", f"found {shown(tools)}; expected a list of kinds of tool")
     kinds: list[Any] = [tool.get("type") if type(tool) is dict else tool for tool in tools]
+    if None in kinds:
+        raise RequestError("tools", "found a tool without its type; expected kinds of tool, or objects with a type")
     return tuple(kinds)
+
+
+def _named(name: str) -> str:
+    """A field's name, safe on a terminal."""
+    return name if name.isidentifier() else shown(name)
 
 
 def _number(line: Mapping[str, Any], field: str) -> int | None:
@@ -328,4 +350,16 @@ def _check_spelling(line: Mapping[str, object]) -> None:
             raise RequestError(name, f"an unknown field; expected {meant!r}, spelled so")
 
 
+_NULL = type(None)
+_TERMS_TYPES: dict[str, tuple[type, ...]] = {
+    "offer": (str,),
+    "revision": (str, _NULL),
+    "reason": (str, _NULL),
+    "group": (str, _NULL),
+    "unit": (str,),
+    "allowance": (int,),
+    "counts": (str,),
+    "overage": (str,),
+    "window": (str,),
+}
 _KNOWN = frozenset(REQUEST_FIELDS) | frozenset(DECISION_FIELDS)

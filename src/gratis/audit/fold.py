@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gratis.offer import Offer
 
 ENROLLMENTS_MAX = 10_000
+TIMES = ("window_start", "window_end", "at")
 
 
 @unique
@@ -60,10 +61,18 @@ class Finding(Struct, frozen=True):
 
 
 class Unreadable(Struct, frozen=True):
-    """A place of a ledger that could not be read."""
+    """A place of a ledger that could not be read: "line 3" of a file, or an entry of a store."""
 
-    line: int
+    place: str
     message: str
+    entry: int | None = None
+
+
+class Printed(Struct, frozen=True):
+    """An entry that was read from a line, and the line: scripts read every field of it."""
+
+    entry: Entry
+    line: dict[str, Any]
 
 
 class Audit:
@@ -75,21 +84,26 @@ class Audit:
         self._enrollments: dict[Enrollment | None, int] = {}
         self._tallies: dict[TallyKey, Tally] = {}
         self._last: dict[tuple[str, str, str, str, Any], Tally] = {}
-        self._seen = Seen()
+        self._seen: dict[str, Seen] = {}
         self._entry = 0
         self.entries = 0
 
-    def findings(self, entries: Iterable[Entry | Unreadable]) -> Iterator[Finding]:
+    def findings(self, entries: Iterable[Entry | Printed | Unreadable]) -> Iterator[Finding]:
         """What does not follow, entry by entry."""
-        for entry in entries:
+        for item in entries:
             self.entries += 1
-            if isinstance(entry, Unreadable):
+            if isinstance(item, Unreadable):
+                self._entry = self._entry if item.entry is None else item.entry
                 yield Finding(
-                    FindingKind.UNREADABLE, None, None, None, f"line {entry.line}", entry.message, "a ledger entry"
+                    FindingKind.UNREADABLE, item.entry, None, None, item.place, item.message, "a ledger entry"
                 )
+            elif isinstance(item, Printed):
+                found = list(self._check(item.entry))
+                yield from found or _misprints(item)
             else:
-                yield from self._check(entry)
-        self._seen.close()
+                yield from self._check(item)
+        for seen in self._seen.values():
+            seen.close()
 
     def counters(self, offer: str, account: str, counters: Iterable[tuple[str, str, Tally]]) -> Iterator[Finding]:
         """What a store says of an account's windows that its ledger does not."""
@@ -107,14 +121,20 @@ class Audit:
             kind = FindingKind.ENTRY_GAP if entry.entry > self._entry else FindingKind.ENTRY_REPEATED
             yield _finding(kind, entry, "entry", entry.entry, self._entry + 1)
         self._entry = entry.entry
-        first = self._seen.get(decision.account, decision.id)
-        if first is not None and first.offer == decision.offer:
+        seen = self._seen.setdefault(decision.offer, Seen())
+        if seen.get(decision.account, decision.id) is not None:
             yield _finding(FindingKind.DECIDED_TWICE, entry, "id", decision.id, "an id not decided before")
-        elif first is None:
-            self._seen.put(decision)
+        else:
+            seen.put(decision)
         cases = self._cases_of(decision.terms)
         if cases is None:
-            yield _finding(FindingKind.OFFER_UNKNOWN, entry, "offer", decision.offer, "an offer that is known")
+            yield _finding(
+                FindingKind.OFFER_UNKNOWN,
+                entry,
+                "offer",
+                decision.offer,
+                "one that is shipped, or given by --offer FILE",
+            )
             return
         yield from self._judge(entry, cases)
 
@@ -135,21 +155,48 @@ class Audit:
             self._cases.clear()
         version = self._enrollments.setdefault(terms.enrollment, len(self._enrollments))
         charge = cases.charge(found.request, terms.enrollment, version)
-        if charge.terms != terms:
-            yield _finding(FindingKind.WRONG_TERMS, entry, "terms", _plain(terms), _plain(charge.terms))
-        key = tally_key(charge)
-        before = self._tallies.get(key)
+        for field in terms.__struct_fields__:
+            ours, theirs = getattr(charge.terms, field), getattr(terms, field)
+            if ours != theirs:
+                yield _finding(FindingKind.WRONG_TERMS, entry, field, theirs, ours)
+        before = self._tallies.get(tally_key(charge))
         # Whether a window was still kept is the store's to know; the fold only asks whether it had ended.
         kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
         expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)
         yield from _differences(entry, expected)
         window = found.window or expected.window
         if window is not None and found.seq is not None and found.used is not None:
+            # Under what the entry itself says, so that a wrong one is not a finding in another window, too.
             tally = Tally(window, found.used, found.seq)
-            self._tallies[key] = tally
+            start = None if terms.window.startswith("rolling ") else window.start
+            self._tallies[found.offer, found.account, terms.group, terms.window, start] = tally
             self._last[found.offer, found.account, terms.group or "", terms.window, window.start] = tally
         elif after is not None:
-            self._tallies[key] = after
+            self._tallies[tally_key(charge)] = after
+
+
+MISPRINTS = {
+    "verdict": FindingKind.WRONG_REASON,
+    "reason": FindingKind.WRONG_REASON,
+    "replayed": FindingKind.WRONG_REASON,
+    "window_start": FindingKind.WRONG_WINDOW,
+    "window_end": FindingKind.WRONG_WINDOW,
+    "group": FindingKind.WRONG_TERMS,
+    "allowance": FindingKind.WRONG_TERMS,
+    "offer": FindingKind.WRONG_TERMS,
+    "revision": FindingKind.WRONG_TERMS,
+}
+
+
+def _misprints(printed: Printed) -> Iterator[Finding]:
+    """Fields of a line that do not follow from its others."""
+    for field, expected in decision_line(printed.entry.decision).items():
+        found = printed.line.get(field, "nothing")
+        if field in TIMES and isinstance(found, str):
+            continue  # the same instant may be written in more than one way, and was read
+        if found != expected or (type(found) is not type(expected) and not isinstance(expected, str)):
+            kind = MISPRINTS.get(field, FindingKind.WRONG_TOTALS)
+            yield _finding(kind, printed.entry, field, found, expected)
 
 
 def _differences(entry: Entry, expected: Decision) -> Iterator[Finding]:

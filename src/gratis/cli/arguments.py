@@ -53,7 +53,7 @@ class _Version(argparse.Action):
 
 def _demo(commands: Commands) -> None:
     command = _command(commands, "demo", demo.demo, "a day under the rule, as the provider's article prints it")
-    _store(command, default="memory:")
+    command.add_argument("--store", default="memory:", metavar="URL", help="where to decide (default: memory:)")
 
 
 def _decide(commands: Commands) -> None:
@@ -76,8 +76,12 @@ def _replay(commands: Commands) -> None:
     command.add_argument(
         "--enrollments", metavar="FILE", help="histories of enrollments, as `gratis enroll --history` prints them"
     )
-    command.add_argument("--counts", choices=list(Counts), help="what adds to used, instead of the offer's reading")
-    command.add_argument("--overage", choices=list(Overage), help="what is billed, instead of the offer's reading")
+    command.add_argument(
+        "--counts", choices=[*map(str, Counts)], help="what adds to used, instead of the offer's reading"
+    )
+    command.add_argument(
+        "--overage", choices=[*map(str, Overage)], help="what is billed, instead of the offer's reading"
+    )
     _format(command)
 
 
@@ -100,7 +104,7 @@ def _explain(commands: Commands) -> None:
     command.add_argument("--model", required=True, help="the model's exact id")
     command.add_argument("--tokens", type=int, default=0, help="input and output together (default: 0)")
     command.add_argument("--project", help="the request's project")
-    command.add_argument("--kind", choices=list(Kind), default=Kind.COMPLETION.value)
+    command.add_argument("--kind", choices=[*map(str, Kind)], default=Kind.COMPLETION.value)
     command.add_argument("--tool", action="append", default=[], help="a kind of tool that it uses; may be repeated")
     command.add_argument("--at", type=_instant, metavar="TIME", help="the request's time (default: now)")
     _format(command)
@@ -181,11 +185,10 @@ def _file(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("file", nargs="?", default="-", metavar="FILE", help=f"{what}; - or nothing for stdin")
 
 
-def _store(command: argparse.ArgumentParser, default: str | None = None) -> None:
-    known = default or os.environ.get("GRATIS_STORE") or DEFAULT_URL
-    command.add_argument(
-        "--store", default=known, metavar="URL", help=f"memory: or sqlite:///FILE (default: {known}, or $GRATIS_STORE)"
-    )
+def _store(command: argparse.ArgumentParser) -> None:
+    known = os.environ.get("GRATIS_STORE") or DEFAULT_URL
+    text = f"memory: or sqlite:///FILE (default: $GRATIS_STORE, or {DEFAULT_URL})"
+    command.add_argument("--store", default=known, metavar="URL", help=text)
 
 
 def _offer(command: argparse.ArgumentParser) -> None:
@@ -205,7 +208,7 @@ def _tier(command: argparse.ArgumentParser, note: str = "") -> None:
     command.add_argument(
         "--tier", type=int, choices=range(TIER_MAX + 1), metavar="N", help=f"usage tier, 0 to {TIER_MAX}{note}"
     )
-    command.add_argument("--sharing", choices=list(Sharing), help="whether traffic is shared with the provider")
+    command.add_argument("--sharing", choices=[*map(str, Sharing)], help="whether traffic is shared with the provider")
     command.add_argument(
         "--shared-project", action="append", metavar="PROJECT", help="a project that shares, with --sharing selected"
     )
@@ -221,8 +224,9 @@ def _format(command: argparse.ArgumentParser) -> None:
 
 
 def _instant(text: str) -> datetime:
+    """A time, or a date: its midnight in UTC."""
     try:
-        return instant("TIME", text)
+        return instant("TIME", f"{text}T00:00:00Z" if len(text) == len("2025-04-16") else text)
     except RequestError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

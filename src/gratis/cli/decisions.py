@@ -8,7 +8,7 @@ from gratis.audit.replay import Replay
 from gratis.cli.screen import Listing, is_table
 from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
 from gratis.errors import EnrollmentError, GratisError, RequestError
-from gratis.lines import change_of, request_of
+from gratis.lines import ENTRY_BYTES_MAX, change_of, request_of
 from gratis.meter import Meter
 from gratis.model import Decision, Enrollment, Sharing
 from gratis.offers import load
@@ -106,12 +106,12 @@ def _histories(name: str, offer: str) -> dict[str, list[Change]]:
     """The history of each account's enrollment in an offer, from a file of changes."""
     histories: dict[str, list[Change]] = {}
     with reading(name) as file:
-        for batch in batches(file):
+        for batch in batches(file, line_max=ENTRY_BYTES_MAX):
             for number, line in batch:
                 if not line.strip():
                     continue
                 try:
-                    its_offer, account, change = change_of(parsed(line))
+                    its_offer, account, change = change_of(parsed(line, line_max=ENTRY_BYTES_MAX))
                 except (EnrollmentError, RequestError) as error:
                     raise GratisError(f"{name}: line {number}: {error}") from None
                 if its_offer == offer:

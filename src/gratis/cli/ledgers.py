@@ -8,15 +8,17 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from threading import current_thread, main_thread
+from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
-from gratis.audit.fold import Audit, Finding, Unreadable
+from gratis.audit.fold import Audit, Finding, Printed, Unreadable
 from gratis.cli.screen import Listing, is_table, paint, safe
 from gratis.cli.streams import Output, Progress, batches, parsed, reading
-from gratis.errors import GratisError, LedgerError, OfferError, RequestError
+from gratis.errors import GratisError, LedgerError, RequestError, UnreadableEntry
 from gratis.ledger import Filter
-from gratis.lines import decode, encode, entry_line, entry_of
-from gratis.offers import load
+from gratis.lines import ENTRY_BYTES_MAX, encode, entry_line, entry_of
+from gratis.model import shown
+from gratis.offers import load, shipped
 from gratis.stores.urls import DEFAULT_URL, open_store
 
 if TYPE_CHECKING:
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
 
 FOUND = 1
 PAGE = 1_000
-TAIL_BYTES = 1 << 20
+TAIL_BYTES = 2 * ENTRY_BYTES_MAX
+LINE_START = b'{"entry":'
+
+T = TypeVar("T")
 COLUMNS = (
     ("entry", 9, True),
     ("at", 20, False),
@@ -56,7 +61,7 @@ def ledger(arguments: argparse.Namespace) -> int:
     )
     store = open_store(arguments.store, must_exist=True)
     try:
-        with _sink(arguments) as sink:
+        with _sink(arguments, store) as sink:
             _pour(store, sink, chosen, after=max(arguments.after, sink.entry), arguments=arguments)
     finally:
         store.close()
@@ -64,25 +69,47 @@ def ledger(arguments: argparse.Namespace) -> int:
 
 
 def _pour(store: Store, sink: _Sink, chosen: Filter, *, after: int, arguments: argparse.Namespace) -> None:
-    """Hand over entries in pages, in order, each once; the sink remembers how far it is."""
-    if arguments.follow:
-        signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        while True:
-            entries = store.entries(after=after)
-            while page := list(islice(entries, PAGE)):
-                after = page[-1].entry
-                sink.take([entry for entry in page if chosen.admits(entry)], upto=after)
-            if not arguments.follow:
-                return
-            time.sleep(arguments.every)
-    except KeyboardInterrupt:
+    """Hand over entries in pages, in order, each once; a signal is heard between two pages, never within one."""
+    stop = _Stop(is_wanted=arguments.follow)
+    while not stop.is_asked():
+        entries = store.entries(after=after)
+        while page := [] if stop.is_asked() else list(islice(entries, PAGE)):
+            after = page[-1].entry
+            sink.take([entry for entry in page if chosen.admits(entry)], upto=after)
         if not arguments.follow:
-            raise
+            return
+        stop.wait(arguments.every)
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+class _Stop:
+    """Whether SIGTERM or SIGINT asked a follower to end; asked twice, it ends at once."""
+
+    def __init__(self, *, is_wanted: bool) -> None:
+        self._asked = False
+        self._is_waiting = False
+        if is_wanted and current_thread() is main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+
+    def is_asked(self) -> bool:
+        """Whether to end now."""
+        return self._asked
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or until asked."""
+        try:
+            self._is_waiting = True
+            if not self._asked:
+                time.sleep(seconds)
+        except KeyboardInterrupt:
+            self._asked = True
+        finally:
+            self._is_waiting = False
+
+    def _ask(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._asked or self._is_waiting:
+            raise KeyboardInterrupt
+        self._asked = True
 
 
 class _Sink:
@@ -90,25 +117,29 @@ class _Sink:
 
     entry = 0
 
-    def __init__(self, show: Callable[[list[Entry]], None], cursor: Path | None) -> None:
+    def __init__(self, show: Callable[[list[Entry]], None], cursor: Path | None, store: Store) -> None:
         self._show = show
         self._cursor = cursor
-        if cursor is not None and cursor.exists():
-            text = cursor.read_text(encoding="ascii", errors="replace").strip()
-            if not text.isascii() or not text.isdigit():
-                raise GratisError(f"{cursor}: found {text!r:.40}; expected the number of an entry")
-            self.entry = int(text)
+        if cursor is not None:
+            if cursor.exists():
+                self.entry = _entry_number(cursor, cursor.read_text(encoding="ascii", errors="replace").strip())
+                _check_ours(cursor, store, self.entry, None)
+            self._remember(self.entry)
 
     def take(self, entries: list[Entry], *, upto: int) -> None:
         """Print entries, then remember that everything up to one was printed."""
         self._show(entries)
-        if self._cursor is not None:
-            fresh = self._cursor.with_name(self._cursor.name + ".new")
-            with fresh.open("w", encoding="ascii") as file:
-                file.write(f"{upto}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self._cursor)
+        self._remember(upto)
+
+    def _remember(self, entry: int) -> None:
+        if self._cursor is None:
+            return
+        fresh = self._cursor.with_name(self._cursor.name + ".new")
+        with fresh.open("w", encoding="ascii") as file:
+            file.write(f"{entry}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._cursor)
 
     def __enter__(self) -> Self:
         return self
@@ -120,35 +151,36 @@ class _Sink:
 class _FileSink(_Sink):
     """A file that is its own cursor: what it holds was handed over, and it goes on behind that."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(self._write, None)
-        try:
-            self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b")
-        except OSError as error:
-            raise GratisError(f"{path}: {error.strerror}") from None
+    def __init__(self, path: Path, store: Store) -> None:
+        super().__init__(self._write, None, store)
         self._path = path
-        self.entry = self._resume()
+        self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b")
+        try:
+            self._resume(store)
+        except BaseException:
+            self._file.close()
+            raise
 
-    def _resume(self) -> int:
-        """Cut off a line that was not finished, and find the last entry."""
+    def _resume(self, store: Store) -> None:
+        """Find the last entry, and cut off a line behind it that was not finished; leave any other file alone."""
         size = self._file.seek(0, os.SEEK_END)
         self._file.seek(max(0, size - TAIL_BYTES))
         tail = self._file.read()
-        whole = tail[: tail.rfind(b"\n") + 1]
-        if tail and not whole and size > TAIL_BYTES:
-            raise GratisError(f"{self._path}: its last line is longer than {TAIL_BYTES} bytes: no ledger")
-        self._file.truncate(size - len(tail) + len(whole))
+        whole, torn = tail[: tail.rfind(b"\n") + 1], tail[tail.rfind(b"\n") + 1 :]
+        is_ours = torn.startswith(LINE_START) or LINE_START.startswith(torn)
+        if not is_ours or (size > 0 and not whole and size > TAIL_BYTES):
+            raise GratisError(f"{self._path}: no ledger; expected a file that --out wrote")
+        if whole:
+            try:
+                last = entry_of(parsed(whole[:-1].rpartition(b"\n")[2], line_max=ENTRY_BYTES_MAX))
+            except (LedgerError, RequestError):
+                raise GratisError(
+                    f"{self._path}: its last line is no ledger entry; expected a file that --out wrote"
+                ) from None
+            _check_ours(self._path, store, last.entry, last)
+            self.entry = last.entry
+        self._file.truncate(size - len(torn))
         self._file.seek(0, os.SEEK_END)
-        if not whole:
-            return 0
-        last = whole[:-1].rpartition(b"\n")[2]
-        try:
-            entry = decode(last)["entry"]
-        except (ValueError, KeyError, TypeError):
-            entry = None
-        if type(entry) is not int:
-            raise GratisError(f"{self._path}: its last line is no ledger entry; expected a file that --out wrote")
-        return entry
 
     def _write(self, entries: list[Entry]) -> None:
         self._file.write(b"".join([encode(entry_line(entry)) + b"\n" for entry in entries]))
@@ -159,9 +191,26 @@ class _FileSink(_Sink):
         self._file.close()
 
 
-def _sink(arguments: argparse.Namespace) -> _Sink:
+def _entry_number(path: Path, text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise GratisError(f"{path}: found {shown(text)}; expected the number of an entry")
+    return int(text)
+
+
+def _check_ours(path: Path, store: Store, number: int, last: Entry | None) -> None:
+    """Going on behind an entry of another store would skip or repeat."""
+    if number == 0:
+        return
+    ours = next(iter(store.entries(after=number - 1, upto=number)), None)
+    if ours is None or (
+        last is not None and (ours.decided_at, ours.decision.id) != (last.decided_at, last.decision.id)
+    ):
+        raise GratisError(f"{path}: it ends at entry {number} of another ledger; expected one that this store wrote")
+
+
+def _sink(arguments: argparse.Namespace, store: Store) -> _Sink:
     if arguments.out is not None:
-        return _FileSink(Path(arguments.out))
+        return _FileSink(Path(arguments.out), store)
     cursor = None if arguments.cursor is None else Path(arguments.cursor)
     if is_table(arguments.format):
         listing = Listing(COLUMNS)
@@ -170,9 +219,9 @@ def _sink(arguments: argparse.Namespace) -> _Sink:
             for entry in entries:
                 listing.row(entry_line(entry), "green" if entry.decision.is_free else "red")
 
-        return _Sink(rows, cursor)
+        return _Sink(rows, cursor, store)
     output = Output()
-    return _Sink(lambda entries: output.lines([entry_line(entry) for entry in entries]), cursor)
+    return _Sink(lambda entries: output.lines([entry_line(entry) for entry in entries]), cursor, store)
 
 
 def audit(arguments: argparse.Namespace) -> int:
@@ -204,38 +253,55 @@ def audit(arguments: argparse.Namespace) -> int:
 
 
 def _of_store(store: Store, fold: Audit, progress: Progress) -> Iterator[Finding]:
-    """The ledger and the counters, as of one moment where nobody decides meanwhile."""
-    yield from fold.findings(_counted(store.entries(), progress))
-    for offer, account in store.accounts():
-        yield from fold.counters(offer, account, store.tallies(offer, account))
+    """The ledger and the counters, as of one moment: a live store goes on meanwhile."""
+    with store.frozen():
+        yield from fold.findings(_counted(_readable(store), progress))
+        for offer, account in store.accounts():
+            yield from fold.counters(offer, account, store.tallies(offer, account))
+
+
+def _readable(store: Store) -> Iterator[Entry | Unreadable]:
+    """Every entry of a store; one that cannot be read does not hide the others."""
+    after = 0
+    while True:
+        try:
+            for entry in store.entries(after=after):
+                yield entry
+                after = entry.entry
+        except UnreadableEntry as error:
+            yield Unreadable(f"entry {error.entry}", str(error), error.entry)
+            after = error.entry
+        else:
+            return
 
 
 def _named(offers: dict[str, Offer]) -> Callable[[str], Offer | None]:
+    """Offers by name: those given, and those that are shipped; a name in a ledger is never a path."""
+
     def named(name: str) -> Offer | None:
-        if name not in offers:
-            try:
-                offers[name] = load(name)
-            except OfferError:
-                return None
-        return offers[name]
+        if name not in offers and name in shipped():
+            offers[name] = load(name)
+        return offers.get(name)
 
     return named
 
 
-def _from_file(name: str) -> Iterator[Entry | Unreadable]:
+def _from_file(name: str) -> Iterator[Printed | Unreadable]:
     with reading(name) as file:
-        for batch in batches(file):
+        for batch in batches(file, line_max=ENTRY_BYTES_MAX):
             for number, line in batch:
                 if line.strip():
                     try:
-                        yield entry_of(parsed(line))
+                        value = parsed(line, line_max=ENTRY_BYTES_MAX)
+                        entry = entry_of(value)
                     except (LedgerError, RequestError) as error:
-                        yield Unreadable(number, str(error))
+                        yield Unreadable(f"line {number}", str(error))
+                    else:
+                        assert isinstance(value, dict), "only an object is an entry"
+                        yield Printed(entry, value)
 
 
-def _counted(
-    entries: Iterator[Entry] | Iterator[Entry | Unreadable], progress: Progress
-) -> Iterator[Entry | Unreadable]:
+def _counted(entries: Iterator[T], progress: Progress) -> Iterator[T]:
     for entry in entries:
         progress.add(1)
         yield entry

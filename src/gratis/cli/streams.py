@@ -36,7 +36,7 @@ def reading(name: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def batches(file: BinaryIO) -> Iterator[list[tuple[int, bytes]]]:
+def batches(file: BinaryIO, *, line_max: int = LINE_BYTES_MAX) -> Iterator[list[tuple[int, bytes]]]:
     """Lines with their numbers, as many as came together: a slow sender's line is not kept waiting for more.
 
     A line beyond the bound comes cut, and its rest is skipped.
@@ -51,7 +51,7 @@ def batches(file: BinaryIO) -> Iterator[list[tuple[int, bytes]]]:
                 batch.append((number, line.removeprefix(BOM) if number == 1 else line))
             is_skipping = False
             number += 1
-        if len(rest) > LINE_BYTES_MAX:
+        if len(rest) > line_max:
             if not is_skipping:
                 batch.append((number, rest))
             rest, is_skipping = b"", True
@@ -61,10 +61,10 @@ def batches(file: BinaryIO) -> Iterator[list[tuple[int, bytes]]]:
         yield [(number, rest.removeprefix(BOM) if number == 1 else rest)]
 
 
-def parsed(line: bytes) -> object:
+def parsed(line: bytes, *, line_max: int = LINE_BYTES_MAX) -> object:
     """The value of a JSON line."""
-    if len(line) > LINE_BYTES_MAX:
-        raise RequestError("line", f"longer than {LINE_BYTES_MAX} bytes")
+    if len(line) > line_max:
+        raise RequestError("line", f"longer than {line_max} bytes")
     try:
         return decode(line)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
