@@ -975,6 +975,7 @@ def test_standing_says_what_is_left_of_each_group(used: str) -> None:
         "offer": "openai-data-sharing",
         "revision": "2025-04-16",
         "unit": "tokens",
+        "reason": None,
         "window_start": "2025-04-20T00:00:00Z",
         "window_end": "2025-04-21T00:00:00Z",
     }
@@ -992,9 +993,19 @@ def test_standing_says_what_is_left_of_each_group(used: str) -> None:
 
 
 def test_standing_of_an_account_that_is_not_enrolled_has_no_allowance(used: str) -> None:
-    """Without an enrollment, told or kept, nothing is free."""
+    """Without an enrollment, told or kept, nothing is free, and the reason says so."""
     answer = gratis("standing", "--store", used, "--at", AT)
-    assert [(each["allowance"], each["remaining"]) for each in answer.lines] == [(0, 0), (0, 0)]
+    expected = [(0, 0, "not_enrolled")] * 2
+    assert [(each["allowance"], each["remaining"], each["reason"]) for each in answer.lines] == expected
+
+
+def test_standing_and_explain_say_alike_that_nothing_is_shared(store: str) -> None:
+    """An allowance that cannot be used is not shown as what is left."""
+    gratis("enroll", "--store", store, "--tier", "3", "--by", "ann")
+    standing = gratis("standing", "--store", store).lines
+    told = gratis("explain", "--store", store, "--model", LARGE).lines[0]
+    assert [(each["remaining"], each["reason"]) for each in standing] == [(0, told["reason"])] * 2
+    assert told["reason"] == "sharing_disabled"
 
 
 @settings(max_examples=100)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from gratis.classify import Case, case_of, charge_in, window_at
+from gratis.classify import EXCLUDES, Case, case_of, charge_in, window_at
 from gratis.errors import Conflict, NotExecuted, RequestError
-from gratis.model import Kind, stamp
+from gratis.model import Kind, Reason, Request, stamp
 from gratis.stores import Status
 from gratis.window import Rolling
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from datetime import datetime
 
-    from gratis.model import Change, Decision, Enrollment, Reason, Request, Unit, Window
+    from gratis.model import Change, Decision, Enrollment, Unit, Window
     from gratis.offer import Offer
     from gratis.rule import Charge, Tally
     from gratis.stores import Receipt
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ROUNDS_MAX = 16
 ACCOUNTS_CACHED_MAX = 100_000
 CASES_CACHED_MAX = 10_000
+OF_ACCOUNTS = frozenset({Reason.NOT_ENROLLED, Reason.ACCOUNT_NOT_ELIGIBLE, Reason.SHARING_DISABLED})
 
 # Looked up once: in Python 3.11 naming a member of an enum is slow.
 _DECIDED, _REPLAYED, _OUTDATED = Status.DECIDED, Status.REPLAYED, Status.OUTDATED
@@ -57,7 +58,11 @@ class Explanation(Struct, frozen=True):
 
 
 class Standing(Struct, frozen=True):
-    """What an account has of one group's allowance at an instant; no window is open where `window` is None."""
+    """What an account has of one group's allowance at an instant.
+
+    With a `reason` nothing of it can be used: the account takes no part, or shares nothing. No window is open where
+    `window` is None.
+    """
 
     account: str
     offer: str
@@ -67,11 +72,12 @@ class Standing(Struct, frozen=True):
     allowance: int
     used: int
     window: Window | None
+    reason: Reason | None
 
     @property
     def remaining(self) -> int:
         """What is left."""
-        return max(0, self.allowance - self.used)
+        return 0 if self.reason is not None else max(0, self.allowance - self.used)
 
 
 class Cases:
@@ -160,6 +166,10 @@ class Book:
             return []
         found = []
         enrollment = self.assumed if latest is None else latest.enrollment
+        probe = Request(id="standing", model="", at=at)  # of an account's own reasons the request decides none
+        reason = next(
+            (one for one in revision.reasons if one in OF_ACCOUNTS and EXCLUDES[one](revision, probe, enrollment)), None
+        )
         calendar = None if isinstance(revision.window, Rolling) else window_at(revision, at)
         for group in revision.groups:
             window, used = calendar, 0
@@ -168,7 +178,9 @@ class Book:
                     window, used = tally.window, tally.used
             allowance = 0 if enrollment is None else group.allowances.get(enrollment.tier, 0)
             found.append(
-                Standing(account, self.offer.name, revision.name, group.name, group.unit, allowance, used, window)
+                Standing(
+                    account, self.offer.name, revision.name, group.name, group.unit, allowance, used, window, reason
+                )
             )
         return found
 
@@ -186,6 +198,5 @@ def read(request: Request, receipt: Receipt) -> Decision | RequestError:
         return Conflict(receipt.field, decision)
     assert receipt.status is Status.AHEAD, "an outdated charge is asked again, never answered"
     assert receipt.now is not None, "a refusal for time tells the store's"
-    return RequestError(
-        "at", f"found {stamp(request.at)}, ahead of the store's clock, {stamp(receipt.now)}; nothing was written"
-    )
+    ahead = f"found {stamp(request.at)}, ahead of the store's clock, {stamp(receipt.now)}, by more than is allowed"
+    return RequestError("at", f"{ahead}; nothing was written")

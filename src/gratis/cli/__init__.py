@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from gratis.cli.arguments import parser
@@ -49,5 +50,8 @@ def _drop_output() -> None:
 
 
 def run() -> None:
-    """Run the command of this process."""
+    """Run the command of this process; what its output cannot write is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -50,6 +50,7 @@ def _standing_line(row: Standing) -> dict[str, Any]:
         "allowance": row.allowance,
         "used": row.used,
         "remaining": row.remaining,
+        "reason": row.reason,
         "window_start": None if row.window is None else stamp(row.window.start),
         "window_end": None if row.window is None else stamp(row.window.end),
     }
@@ -64,7 +65,7 @@ def _standing_table(name: str, found: list[Standing]) -> str:
             number(row.used),
             number(row.allowance),
             bar(row.remaining, row.allowance),
-            f"{number(row.remaining)} {row.unit} left",
+            f"{number(row.remaining)} {row.unit} left" if row.reason is None else row.reason,
             when(None if row.window is None else row.window.end),
         ]
         for row in found

@@ -30,7 +30,7 @@ COLUMNS = (
     ("total", 13, True),
     ("remaining", 13, True),
     ("verdict", 7, False),
-    ("reason", 20, False),
+    ("reason", 32, False),
 )
 
 Answer = Decision | RequestError

@@ -46,7 +46,7 @@ COLUMNS = (
     ("tokens", 13, True),
     ("total", 13, True),
     ("verdict", 7, False),
-    ("reason", 20, False),
+    ("reason", 32, False),
 )
 
 

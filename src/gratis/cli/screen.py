@@ -28,15 +28,15 @@ def is_terminal() -> bool:
 
 def paint(text: str, color: str) -> str:
     """The text in a color, where a terminal shows colors."""
-    if not is_terminal() or os.environ.get("NO_COLOR"):
+    if not is_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{_CODES[color]}m{text}\x1b[0m"
 
 
-def safe(text: object) -> str:
+def safe(text: object, most: int = CELL_MAX) -> str:
     """Text that cannot steer a terminal, cut to a cell."""
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in str(text))
-    return shown if len(shown) <= CELL_MAX else shown[: CELL_MAX - 1] + "…"
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def number(value: int | None) -> str:
@@ -57,7 +57,8 @@ def when(instant: datetime | None) -> str:
     if instant is None:
         return "no window is open"
     local = instant.astimezone()
-    return f"{instant:%Y-%m-%d %H:%M} UTC, {local:%Y-%m-%d %H:%M} local"
+    text = f"{instant:%Y-%m-%d %H:%M} UTC"
+    return f"{text}, {local:%Y-%m-%d %H:%M} local" if local.utcoffset() else text
 
 
 def is_table(form: str) -> bool:
@@ -76,6 +77,9 @@ class Listing:
         """Print decisions, a row each."""
         for decision in decisions:
             line = decision_line(decision)
+            line["at"] = f"{decision.at:%Y-%m-%dT%H:%M:%SZ}"
+            if decision.replayed:
+                line["reason"] = f"{line['reason']} (replayed)"
             self.row(line, "green" if decision.is_free else "red")
 
     def row(self, line: Mapping[str, Any], color: str | None = None) -> None:
@@ -91,7 +95,7 @@ class Listing:
         cells = []
         for name, width, is_right in self._columns:
             value = line[name]
-            cell = number(value) if isinstance(value, int) and not isinstance(value, bool) else safe(value or "")
+            cell = number(value) if isinstance(value, int) and not isinstance(value, bool) else safe(value or "", width)
             cells.append(cell.rjust(width) if is_right else cell.ljust(width))
         return "  ".join(cells).rstrip()
 
