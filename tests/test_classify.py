@@ -1036,3 +1036,20 @@ def test_evals_are_for_sharing_accounts():
         Reason.ACCOUNT_NOT_ELIGIBLE,
         None,
     ]
+
+
+def test_whole_of_what_is_billed():
+    """Where the whole request is billed, input that does not count is billed with it; a request is never split."""
+    group = 'unit = "tokens"\nallowance = 10\nany_model = true\ncached_input = "not_counted"\n'
+    told = meter(parse(SKELETON + "[revisions.groups.g]\n" + group, file="whole.toml"))
+    one = told.decide(ask(id="1", input_tokens=20, cached_tokens=9, output_tokens=0))
+    assert (one.verdict.value, one.free_tokens, one.billed_tokens, one.used, one.total) == ("billed", 0, 20, 0, 11)
+
+
+def test_requests_are_not_split():
+    """Where requests are counted, one beyond the allowance is billed whole, even if only the excess is billed."""
+    text = SKELETON.replace('overage = "whole"', 'overage = "excess"')
+    group = 'unit = "requests"\nallowance = 1\nany_model = true\n'
+    told = meter(parse(text + "[revisions.groups.g]\n" + group, file="requests.toml"))
+    seen = [told.decide(ask(id=f"{place}", input_tokens=20, output_tokens=5)) for place in range(2)]
+    assert [(one.free_tokens, one.billed_tokens, one.used, one.total) for one in seen] == [(25, 0, 1, 1), (0, 25, 1, 2)]
