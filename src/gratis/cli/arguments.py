@@ -131,19 +131,19 @@ def _offers(commands: Commands) -> None:
     _format(command)
     parts = command.add_subparsers(title="what", metavar="WHAT")
     part = _command(parts, "list", offering.listing, "the offers that are shipped")
-    _format(part)
+    _format(part, argparse.SUPPRESS)
     part = _command(parts, "show", offering.show, "a revision of an offer: models, allowances, rules, source")
     part.add_argument("name", help="an offer's name, or a path to a .toml file")
     part.add_argument("--at", type=_day, metavar="DATE", help="as of this date (default: today)")
-    _format(part)
+    _format(part, argparse.SUPPRESS)
     part = _command(parts, "check", offering.check, "check a file of your own")
     part.add_argument("file", nargs="+", help="a .toml file")
-    _format(part)
+    _format(part, argparse.SUPPRESS)
     part = _command(parts, "diff", offering.diff, "what changed between two dates")
     part.add_argument("name", help="an offer's name, or a path to a .toml file")
     part.add_argument("first", type=_day, metavar="DATE")
     part.add_argument("second", type=_day, metavar="DATE")
-    _format(part)
+    _format(part, argparse.SUPPRESS)
 
 
 def _ledger(commands: Commands) -> None:
@@ -214,11 +214,11 @@ def _tier(command: argparse.ArgumentParser, note: str = "") -> None:
     )
 
 
-def _format(command: argparse.ArgumentParser) -> None:
+def _format(command: argparse.ArgumentParser, default: str = "auto") -> None:
     command.add_argument(
         "--format",
         choices=["auto", "json", "table"],
-        default="auto",
+        default=default,
         help="JSON lines or tables (default: tables on a terminal)",
     )
 
