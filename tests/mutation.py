@@ -1,4 +1,4 @@
-"""`python -m tests.mutation [TARGET ...]`: plant faults in the rule, the windows and the classification, and see tests die.
+"""`python -m tests.mutation [TARGET ...]`: plant faults in rule, windows and classification, and see tests die.
 
 Each mutant is one small change of one expression. It runs in a forked child, against the tests of these modules.
 Those that survive must be explained in `mutation_survivors.toml`, which also carries a digest of the sources, so that

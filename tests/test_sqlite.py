@@ -29,6 +29,7 @@ from gratis import (
 from gratis.model import Durability
 from gratis.offers import load
 from gratis.stores.sqlite import SQLiteStore, Synchronous
+from gratis.stores.sqlite.store import _Turn
 from gratis.stores.urls import open_store
 
 from .test_cli import gratis
@@ -894,3 +895,14 @@ def test_two_offers_share_a_file_and_nothing_else(path: Path, store: SQLiteStore
     assert (meter_of(store).accounts(), other.accounts()) == (["default"], ["default"])
     ledger = gratis("ledger", "--store", f"sqlite:///{path}").out.splitlines()
     assert [json.loads(each)["offer"] for each in ledger] == ["openai-data-sharing", "openai-evals"]
+
+
+def test_a_call_behind_more_than_one_commit_takes_is_answered(
+    store: SQLiteStore, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that finds more waiting before it than one commit takes is served in a later one, not sent away empty."""
+    monkeypatch.setattr("gratis.stores.sqlite.store.BATCH_MAX", 2)
+    before = [_Turn([meter._book.charge(request(f"{turn}-{place}")) for place in range(2)]) for turn in range(3)]
+    store._waiting.extend(before)
+    assert [each.seq for each in meter.decide_many([request("last"), request("very last")])] == [7, 8]
+    assert [receipt.decision.seq for turn in before for receipt in turn.result()] == [1, 2, 3, 4, 5, 6]

@@ -80,7 +80,7 @@ class SQLiteStore:
         turn = _Turn(charges)
         self._waiting.append(turn)
         with self._lock:
-            if not turn.is_over:
+            while not turn.is_over:  # it may be behind more than one commit takes
                 self._serve()
         return turn.result()
 

@@ -235,10 +235,13 @@ class Work:
                 raise UnreadableEntry(row[0], str(error)) from error
 
     def _history(self, account: int | None) -> list[Change]:
-        rows = self._connection.execute(_GET_CHANGES, (account,))
-        return [
-            Change(version, _instant(at), actor, enrollment_of(decode(facts))) for version, at, actor, facts in rows
-        ]
+        rows = self._connection.execute(_GET_CHANGES, (account,)).fetchall()
+        try:
+            return [
+                Change(version, _instant(at), actor, enrollment_of(decode(facts))) for version, at, actor, facts in rows
+            ]
+        except GratisError as error:
+            raise ValueError(f"enrollment of account {account}: {error}") from error
 
     def account(self, offer: str, name: str) -> int | None:
         """The account's key in the file, if it has one."""
