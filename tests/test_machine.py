@@ -180,7 +180,7 @@ ENROLLMENTS: tuple[dict[str, Any], ...] = (
     {"sharing": "selected", "projects": ("p1", "p2")},
     {"plan": "enterprise"},
     {"plan": "enterprise", "sharing": "disabled"},
-    {"plan": "Enterprise"},
+    {"plan": "enterprise-trial"},
     {"zero_data_retention": True},
     {"zero_data_retention": True, "sharing": "disabled"},
     {"starts": 0},

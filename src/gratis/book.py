@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from gratis.classify import EXCLUDES, Case, case_of, charge_in, window_at
-from gratis.errors import Conflict, NotExecuted, RequestError
+from gratis.errors import Conflict, NotExecuted, OutcomeUnknown, RequestError
 from gratis.model import Kind, Reason, Request, stamp
 from gratis.stores import Status
 from gratis.window import Rolling
@@ -146,15 +146,16 @@ class Book:
             pending = outdated
         raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times while {len(pending)} requests were decided")
 
-    def explanation(self, request: Request, receipt: Receipt) -> Explanation:
+    @staticmethod
+    def explanation(charge: Charge, receipt: Receipt) -> Explanation:
         """The receipt of a dry charge, read as advice."""
-        decision = read(request, receipt)
+        decision = read(charge.request, receipt)
         if isinstance(decision, RequestError):
             raise decision
         if decision.replayed or decision.total is None:
             return Explanation(decision, None, None)
         terms = decision.terms
-        left = terms.allowance - (decision.total - self.charge(request).amount)
+        left = terms.allowance - (decision.total - charge.amount)
         return Explanation(decision, left if left >= 0 else None, terms.unit)
 
     def standing(
@@ -183,6 +184,11 @@ class Book:
                 )
             )
         return found
+
+
+def partly(error: NotExecuted) -> OutcomeUnknown:
+    """What to say of a call of which a part was written before the rest could not be."""
+    return OutcomeUnknown(f"a part of the requests was decided before this: {error}; ask again with the same ids")
 
 
 def read(request: Request, receipt: Receipt) -> Decision | RequestError:

@@ -322,8 +322,6 @@ def _tool_kinds(tools: object) -> tuple[str, ...]:
     if type(tools) is not list:
         raise RequestError("tools", f"found {shown(tools)}; expected a list of kinds of tool")
     kinds: list[Any] = [tool.get("type") if type(tool) is dict else tool for tool in tools]
-    if None in kinds:
-        raise RequestError("tools", "found a tool without its type; expected kinds of tool, or objects with a type")
     return tuple(kinds)
 
 

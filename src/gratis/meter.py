@@ -10,10 +10,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from gratis import clock as system
-from gratis.book import Book, Explanation, Standing, read
-from gratis.errors import RequestError
+from gratis.book import ROUNDS_MAX, Book, Explanation, Standing, partly, read
+from gratis.errors import NotExecuted, RequestError
 from gratis.ledger import Filter, select
-from gratis.model import check_name
+from gratis.model import check_name, utc
 from gratis.offer import Offer
 from gratis.offers import DEFAULT_OFFER, load
 from gratis.stores import BATCH_MAX, Bounds, Status
@@ -72,6 +72,7 @@ class Meter:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
         (receipt,) = self._store.apply((self._book.charge(request),))
         if receipt.status is _OUTDATED:
+            self._book.learn(request.account, receipt.change)
             (answer,) = self.decide_many((request,))
         else:
             answer = read(request, receipt)
@@ -82,25 +83,34 @@ class Meter:
     def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
         """Decide requests, an account's as if one by one; one that cannot be decided has its error in its place."""
         answers: list[Decision | RequestError] = []
+        has_written = False
         for first in range(0, len(requests), BATCH_MAX):
             flow = self._book.decisions(requests[first : first + BATCH_MAX])
             charges = next(flow)
             try:
                 while True:
                     charges = flow.send(self._store.apply(charges))
+                    has_written = True
             except StopIteration as end:
                 answers += end.value
+                has_written = True
+            except NotExecuted as error:
+                raise error if not has_written else partly(error) from error
         return answers
 
     def explain(self, request: Request) -> Explanation:
         """Say whether a request would be free now, and the largest size that still fits; writes nothing."""
-        self._book.learn(request.account, _latest(self.enrollments(request.account)))
-        (receipt,) = self._store.apply([self._book.charge(request)], dry=True)
-        return self._book.explanation(request, receipt)
+        for _ in range(ROUNDS_MAX):
+            charge = self._book.charge(request)
+            (receipt,) = self._store.apply([charge], dry=True)
+            if receipt.status is not _OUTDATED:
+                return self._book.explanation(charge, receipt)
+            self._book.learn(request.account, receipt.change)
+        raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times meanwhile")
 
     def standing(self, account: str = "default", *, at: datetime | None = None) -> list[Standing]:
         """Say what an account has of each group's allowance, now or at an instant."""
-        when = self._store.now() if at is None else at
+        when = self._store.now() if at is None else utc(at)
         tallies = self._store.tallies(self.offer.name, account, at=when)
         return self._book.standing(account, when, _latest(self.enrollments(account)), tallies)
 
@@ -185,6 +195,7 @@ class AsyncMeter:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
         (receipt,) = await self._gathered.apply((self._book.charge(request),))
         if receipt.status is _OUTDATED:
+            self._book.learn(request.account, receipt.change)
             (answer,) = await self.decide_many((request,))
         else:
             answer = read(request, receipt)
@@ -195,25 +206,34 @@ class AsyncMeter:
     async def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
         """Decide requests, an account's as if one by one; one that cannot be decided has its error in its place."""
         answers: list[Decision | RequestError] = []
+        has_written = False
         for first in range(0, len(requests), BATCH_MAX):
             flow = self._book.decisions(requests[first : first + BATCH_MAX])
             charges = next(flow)
             try:
                 while True:
                     charges = flow.send(await self._gathered.apply(charges))
+                    has_written = True
             except StopIteration as end:
                 answers += end.value
+                has_written = True
+            except NotExecuted as error:
+                raise error if not has_written else partly(error) from error
         return answers
 
     async def explain(self, request: Request) -> Explanation:
         """Say whether a request would be free now, and the largest size that still fits; writes nothing."""
-        self._book.learn(request.account, _latest(await self.enrollments(request.account)))
-        (receipt,) = await self._gathered.run(self._store.apply, [self._book.charge(request)], dry=True)
-        return self._book.explanation(request, receipt)
+        for _ in range(ROUNDS_MAX):
+            charge = self._book.charge(request)
+            (receipt,) = await self._gathered.run(self._store.apply, [charge], dry=True)
+            if receipt.status is not _OUTDATED:
+                return self._book.explanation(charge, receipt)
+            self._book.learn(request.account, receipt.change)
+        raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times meanwhile")
 
     async def standing(self, account: str = "default", *, at: datetime | None = None) -> list[Standing]:
         """Say what an account has of each group's allowance, now or at an instant."""
-        when = self._store.now() if at is None else at
+        when = self._store.now() if at is None else utc(at)
         tallies = await self._gathered.run(self._store.tallies, self.offer.name, account, at=when)
         return self._book.standing(account, when, _latest(await self.enrollments(account)), tallies)
 

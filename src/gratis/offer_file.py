@@ -140,6 +140,9 @@ def _check_revision(revision: _RevisionTable, key: Key, fault: _Fault) -> None:
     _check_window(revision.window, (*key, "window"), fault)
     _check_groups(revision, key, fault)
     _check_reasons(revision, key, fault)
+    for place, plan in enumerate(revision.excluded_plans or ()):
+        if plan != plan.lower():
+            raise fault((*key, "excluded_plans", place), f"{plan!r}", "a plan in lower case, as enrollments have it")
     listed = {model for group in revision.groups.values() for model in group.models or ()}
     for place, model in enumerate(revision.o_series or ()):
         if model not in listed:

@@ -77,6 +77,10 @@ class Seen:
         """Give the temporary file back."""
         if self._file is not None:
             self._file.close()
+            self._file = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def _spill(self) -> None:
         """Move what is held into the file, ordered as the file is. Two ids of one hash: the second stays in memory."""

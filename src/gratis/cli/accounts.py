@@ -138,7 +138,7 @@ def enroll(arguments: argparse.Namespace) -> int:
         else:
             history = meter.enrollments(arguments.account)
             enrollment = _changed(arguments, history[-1].enrollment if history else None)
-            actor = getpass.getuser() if arguments.by is None else arguments.by
+            actor = _user() if arguments.by is None else arguments.by
             changes = [meter.enroll(arguments.account, enrollment, actor=actor)]
         name = meter.offer.name
     if is_table(arguments.format):
@@ -146,6 +146,14 @@ def enroll(arguments: argparse.Namespace) -> int:
     else:
         Output().lines([change_line(name, arguments.account, change) for change in changes])
     return 0
+
+
+def _user() -> str:
+    """Who is at the keyboard, as far as the system knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        raise GratisError("enroll: your user has no name here; expected --by NAME") from None
 
 
 def _changed(arguments: argparse.Namespace, now: Enrollment | None) -> Enrollment:

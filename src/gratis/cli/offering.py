@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gratis.offer import Group, Offer, Revision
 
 BAD_INPUT = 2
+CELL_MODEL = 400
 RULES = (
     "announced_until",
     "window",
@@ -200,7 +201,7 @@ def _text(value: object) -> str:
 
 def _revision_text(offer: Offer, revision: Revision) -> str:
     line = _revision_line(revision)
-    lines = [paint(f"{offer.title}", "bold")]
+    lines = [paint(safe(offer.title, CELL_MODEL), "bold")]
     facts = {
         "offer": offer.name,
         "revision": f"from {line['from']} until {line['until'] or 'further notice'}",
@@ -218,7 +219,7 @@ def _revision_text(offer: Offer, revision: Revision) -> str:
     for group in revision.groups:
         allowance = ", ".join(f"tier {span}: {number(tokens)}" for span, tokens in _spans(group).items())
         lines.append(paint(f"{group.name}: {group.unit} ({allowance})", "bold"))
-        lines += [f"  {model}" for model in sorted(group.models or ["any model"])]
+        lines += [f"  {safe(model, CELL_MODEL)}" for model in sorted(group.models or ["any model"])]
     return "\n".join(lines)
 
 

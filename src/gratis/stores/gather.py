@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from gratis.errors import NotExecuted, StoreError
+from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
 from gratis.stores import BATCH_MAX
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class Gathered:
                 await self._ask(calls)
         finally:
             self._draining = None
+            for _, answer in self._waiting:  # only where the loop ends meanwhile
+                if not answer.done():
+                    answer.set_exception(NotExecuted("the loop ended before the store was asked"))
+            self._waiting.clear()
 
     async def _ask(self, calls: Sequence[tuple[Sequence[Charge], asyncio.Future[list[Receipt]]]]) -> None:
         try:
@@ -67,7 +71,8 @@ class Gathered:
         except BaseException as error:
             for _, answer in calls:
                 if not answer.done():
-                    answer.set_exception(error if isinstance(error, Exception) else NotExecuted("the loop is closing"))
+                    unknown = OutcomeUnknown("the loop ended while the store was asked; ask again with the same ids")
+                    answer.set_exception(error if isinstance(error, Exception) else unknown)
             if not isinstance(error, Exception):
                 raise
             return

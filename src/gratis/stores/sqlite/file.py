@@ -94,6 +94,11 @@ class File:
             return None
         return found.st_dev, found.st_ino
 
+    def settle(self) -> None:
+        """Undo what an interrupt left open: it can strike where no handler of ours is in force."""
+        if self._connection is not None and self._connection.in_transaction and not self._is_frozen:
+            self._roll_back(self._connection)
+
     def let_go(self) -> None:
         """Have no connection until one is needed again.
 
@@ -109,17 +114,27 @@ class File:
         self._is_closed = True
         self.let_go()
 
+    def __del__(self) -> None:
+        """A store that nobody has any more gives its file back."""
+        if getattr(self, "_connection", None) is not None:
+            self.let_go()
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._place, timeout=self._wait_s, isolation_level=None, check_same_thread=False, cached_statements=64
         )
-        connection.execute(f"PRAGMA synchronous = {self._synchronous.value}")
+        try:
+            connection.execute(f"PRAGMA synchronous = {self._synchronous.value}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction that holds the write lock from its first statement to its commit."""
         connection = self.connection()
+        self.settle()
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
@@ -153,6 +168,8 @@ class File:
             if self._is_frozen:
                 yield connection
                 return
+            if fresh is None:
+                self.settle()
             connection.execute("BEGIN")
             try:
                 yield connection

@@ -1,5 +1,5 @@
 -- A Gratis store, schema 1. Times are microseconds since 1970-01-01T00:00Z.
--- What guards money stands here a second time, as a CHECK: nothing that breaks the rule can be written.
+-- What guards money stands here a second time, as far as one row can tell: as CHECKs and triggers.
 
 CREATE TABLE accounts (
   account    INTEGER PRIMARY KEY,

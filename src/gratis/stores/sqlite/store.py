@@ -96,6 +96,7 @@ class SQLiteStore:
                 work = self._work(connection, self._keys)
                 receipts = work.run([charge for turn in turns for charge in turn.charges], self._clock(), dry=False)
         except BaseException as error:
+            self._file.settle()
             for turn in turns:
                 turn.fail(error)
             if not isinstance(error, GratisError):
@@ -206,9 +207,11 @@ class _Turn:
 
 _STORES: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
 _AT_FORK: list[SQLiteStore] = []
+_ONE_FORK = Lock()  # threads that fork at once do so one after another
 
 
 def _before_fork() -> None:
+    _ONE_FORK.acquire()
     _AT_FORK.extend(_STORES)
     for store in _AT_FORK:
         store.before_fork()
@@ -218,6 +221,7 @@ def _after_fork(*, in_child: bool) -> None:
     for store in _AT_FORK:
         store.after_fork(in_child=in_child)
     _AT_FORK.clear()
+    _ONE_FORK.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -46,7 +46,7 @@ _FIND_ROLLING = (
     " ORDER BY start DESC LIMIT 1"
 )
 _ADD_WINDOW = 'INSERT INTO windows (account, "group", kind, start, end, used, seq) VALUES (?, ?, ?, ?, ?, ?, ?)'
-_SET_WINDOW = "UPDATE windows SET used = ?, seq = ? WHERE window = ?"
+_SET_WINDOW = 'UPDATE windows SET "end" = ?, used = ?, seq = ? WHERE window = ?'
 _ADD_ENTRY = (
     "INSERT INTO ledger (account, id, terms, model, project, input_tokens, output_tokens, cached_tokens, kind, tools,"
     " at, reason, free_tokens, used, total, window, seq, decided_at, durability)"
@@ -109,7 +109,7 @@ class Work:
         elif self._rows:
             self._connection.executemany(_ADD_ENTRY, self._rows)
         for window, tally in self._changed.items():
-            self._connection.execute(_SET_WINDOW, (tally.used, tally.seq, window))
+            self._connection.execute(_SET_WINDOW, (micros(tally.window.end), tally.used, tally.seq, window))
         return receipts
 
     def _apply(
@@ -133,7 +133,7 @@ class Work:
                 account = self._add_account(terms.offer, request.account)
             if after is None:
                 window = None
-            elif window is None or tally is None or tally.window != after.window:
+            elif window is None or tally is None or tally.window.start != after.window.start:
                 window = self._add_window(account, terms, after)
                 self._tallies[_key(account, charge)] = (window, after)
             else:
