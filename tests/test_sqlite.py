@@ -799,9 +799,9 @@ def test_urls_name_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("", "unknown kind ''; expected memory: or sqlite:///FILE"),
-        ("gratis.db", "unknown kind ''; expected memory: or sqlite:///FILE"),
-        ("redis://localhost", "unknown kind 'redis'; expected memory:"),
+        ("", "unknown kind ''; expected memory:, sqlite:///FILE"),
+        ("gratis.db", "unknown kind ''; expected memory:, sqlite:///FILE"),
+        ("mysql://localhost", "unknown kind 'mysql'; expected memory:"),
         ("memory:x", "expected just memory:"),
         ("sqlite:", "expected sqlite:///FILE (relative) or sqlite:////FOLDER/FILE (absolute)"),
         ("sqlite:///", "expected sqlite:///FILE"),

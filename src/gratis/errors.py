@@ -92,6 +92,7 @@ class OutcomeUnknown(StoreError):  # noqa: N818 - it is the word of the contract
 class UnreadableEntry(StoreError):  # noqa: N818 - named as the others are
     """An entry of a store's ledger cannot be read."""
 
-    def __init__(self, entry: int, message: str) -> None:
+    def __init__(self, entry: int, message: str, *, shard: int = 0) -> None:
         self.entry = entry
+        self.shard = shard
         super().__init__(f"ledger entry {entry} cannot be read: {message}")

@@ -1,4 +1,8 @@
-"""The ledger: all decisions in order, read back, filtered, and followed."""
+"""The ledger: all decisions in order, read back, filtered, and followed.
+
+A cursor is a place in it: the number of an entry or, of a store of several shards, one a shard. `behind(cursor, entry,
+shards=…)` moves it behind an entry.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,15 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from gratis.stores import Cursor, behind
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from gratis.model import Entry
+
+__all__ = ["Cursor", "Filter", "behind", "select"]
 
 
 class Filter(Struct, frozen=True, kw_only=True):

@@ -178,6 +178,7 @@ def entry_line(entry: Entry) -> dict[str, Any]:
     decision, terms = entry.decision, entry.decision.terms
     return {
         "entry": entry.entry,
+        **({"shard": entry.shard} if entry.shard else {}),
         **decision_line(decision),
         **request_line(decision.request),
         "enrollment": None if terms.enrollment is None else enrollment_line(terms.enrollment),
@@ -207,7 +208,8 @@ def entry_of(line: object) -> Entry:
         place = _number(line, "entry")
         if place is None:
             raise LedgerError("entry: found null; expected a whole number")
-        return Entry(place, instant("decided_at", line["decided_at"]), decision)
+        shard = _number(line, "shard") if "shard" in line else 0
+        return Entry(place, instant("decided_at", line["decided_at"]), decision, shard or 0)
     except KeyError as error:
         raise LedgerError(f"{error.args[0]}: missing; expected a line as `gratis ledger` prints it") from None
     except (RequestError, EnrollmentError, ValueError, TypeError) as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gratis.model import Change, Decision, Durability, Enrollment, Entry, Request
-    from gratis.stores import Store
+    from gratis.stores import Cursor, Store
 
 PAGE = 1_000
 _OUTDATED = Status.OUTDATED
@@ -67,6 +67,11 @@ class Meter:
     def durability(self) -> Durability:
         """What this meter's answers rest on."""
         return self._store.durability
+
+    @property
+    def shards(self) -> int:
+        """How many ledgers the store has side by side: 1, but for a cluster."""
+        return self._store.shards
 
     def decide(self, request: Request) -> Decision:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
@@ -131,14 +136,14 @@ class Meter:
     def ledger(
         self,
         *,
-        after: int = 0,
+        after: Cursor = 0,
         account: str | None = None,
         group: str | None = None,
         window: datetime | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Iterator[Entry]:
-        """Every decision in order, from behind an entry's number on."""
+        """Every decision in order, from behind an entry's number on; of a store of several shards, a cursor."""
         chosen = Filter(account=account, group=group, window=window, since=since, until=until)
         return select(self._store.entries(after=after), chosen)
 
@@ -190,6 +195,11 @@ class AsyncMeter:
     def durability(self) -> Durability:
         """What this meter's answers rest on."""
         return self._store.durability
+
+    @property
+    def shards(self) -> int:
+        """How many ledgers the store has side by side: 1, but for a cluster."""
+        return self._store.shards
 
     async def decide(self, request: Request) -> Decision:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
@@ -256,14 +266,14 @@ class AsyncMeter:
     async def ledger(
         self,
         *,
-        after: int = 0,
+        after: Cursor = 0,
         account: str | None = None,
         group: str | None = None,
         window: datetime | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> AsyncIterator[Entry]:
-        """Every decision in order, from behind an entry's number on."""
+        """Every decision in order, from behind an entry's number on; of a store of several shards, a cursor."""
         chosen = Filter(account=account, group=group, window=window, since=since, until=until)
         entries = select(self._store.entries(after=after), chosen)
         while page := await self._gathered.run(lambda: list(islice(entries, PAGE))):

@@ -8,7 +8,7 @@ can be part of a cycle, so the garbage collector need not look at them (`gc=Fals
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum, unique
 from typing import Any
 
@@ -349,11 +349,12 @@ class Decision(Struct, frozen=True, gc=False):
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """One line of the ledger: the decision, its place among all decisions, and when it was made."""
+    """One line of the ledger: the decision, its place among all decisions of its shard, and when it was made."""
 
     entry: int
     decided_at: datetime
     decision: Decision
+    shard: int = 0
 
 
 def utc(value: object, *, field: str = "at") -> datetime:
@@ -379,6 +380,17 @@ def utc(value: object, *, field: str = "at") -> datetime:
 def stamp(instant: datetime) -> str:
     """RFC 3339 in UTC, as every surface prints it."""
     return instant.isoformat()[:-6] + "Z"
+
+
+def micros(instant: datetime) -> int:
+    """Microseconds since 1970-01-01T00:00Z, as stores keep times."""
+    since = instant - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def from_micros(since: int) -> datetime:
+    """The instant so many microseconds after 1970-01-01T00:00Z."""
+    return EPOCH + timedelta(microseconds=since)
 
 
 def check_name(field: str, value: object) -> None:

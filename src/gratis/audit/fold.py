@@ -66,6 +66,7 @@ class Unreadable(Struct, frozen=True):
     place: str
     message: str
     entry: int | None = None
+    shard: int = 0
 
 
 class Printed(Struct, frozen=True):
@@ -85,7 +86,7 @@ class Audit:
         self._tallies: dict[TallyKey, Tally] = {}
         self._last: dict[tuple[str, str, str, str, Any], Tally] = {}
         self._seen: dict[str, Seen] = {}
-        self._entry = 0
+        self._entry: dict[int, int] = {}
         self.entries = 0
 
     def findings(self, entries: Iterable[Entry | Printed | Unreadable]) -> Iterator[Finding]:
@@ -93,7 +94,8 @@ class Audit:
         for item in entries:
             self.entries += 1
             if isinstance(item, Unreadable):
-                self._entry = self._entry if item.entry is None else item.entry
+                if item.entry is not None:
+                    self._entry[item.shard] = item.entry
                 yield Finding(
                     FindingKind.UNREADABLE, item.entry, None, None, item.place, item.message, "a ledger entry"
                 )
@@ -102,6 +104,9 @@ class Audit:
                 yield from found or _misprints(item)
             else:
                 yield from self._check(item)
+
+    def close(self) -> None:
+        """Give back what was kept aside."""
         for seen in self._seen.values():
             seen.close()
 
@@ -117,10 +122,11 @@ class Audit:
 
     def _check(self, entry: Entry) -> Iterator[Finding]:
         decision = entry.decision
-        if entry.entry != self._entry + 1:
-            kind = FindingKind.ENTRY_GAP if entry.entry > self._entry else FindingKind.ENTRY_REPEATED
-            yield _finding(kind, entry, "entry", entry.entry, self._entry + 1)
-        self._entry = entry.entry
+        last = self._entry.get(entry.shard, 0)
+        if entry.entry != last + 1:
+            kind = FindingKind.ENTRY_GAP if entry.entry > last else FindingKind.ENTRY_REPEATED
+            yield _finding(kind, entry, "entry", entry.entry, last + 1)
+        self._entry[entry.shard] = entry.entry
         seen = self._seen.setdefault(decision.offer, Seen())
         if seen.get(decision.account, decision.id) is not None:
             yield _finding(FindingKind.DECIDED_TWICE, entry, "id", decision.id, "an id not decided before")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from gratis.stores import Cursor
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse gives it no other name
     Run = Callable[[argparse.Namespace], int]
 
@@ -149,7 +151,9 @@ def _offers(commands: Commands) -> None:
 def _ledger(commands: Commands) -> None:
     command = _command(commands, "ledger", ledgers.ledger, "every decision, in order")
     _store(command)
-    command.add_argument("--after", type=_count, default=0, metavar="ENTRY", help="only entries behind this one")
+    command.add_argument(
+        "--after", type=_cursor, default=0, metavar="ENTRY", help="only entries behind this one (N,N,… one a shard)"
+    )
     command.add_argument("--account", help="only this account")
     command.add_argument("--group", help="only this group")
     command.add_argument("--window", type=_instant, metavar="TIME", help="only windows that hold this instant")
@@ -164,6 +168,11 @@ def _ledger(commands: Commands) -> None:
         "--out", metavar="FILE", help="append to this file, and go on where it ends: it is its own cursor"
     )
     place.add_argument("--cursor", metavar="FILE", help="remember in this file the last entry printed, and go on there")
+    command.add_argument(
+        "--trim",
+        action="store_true",
+        help="with --out: forget on the server what the file has, once nobody can ask for it any more",
+    )
     _format(command)
 
 
@@ -243,6 +252,11 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number")
     return int(text)
+
+
+def _cursor(text: str) -> Cursor:
+    places = tuple(_count(place) for place in text.split(","))
+    return places if len(places) > 1 else places[0]
 
 
 def _seconds(text: str) -> float:

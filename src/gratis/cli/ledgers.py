@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from gratis.ledger import Filter
 from gratis.lines import ENTRY_BYTES_MAX, encode, entry_line, entry_of
 from gratis.model import shown
 from gratis.offers import load, shipped
+from gratis.stores import Trimmed, behind, places
 from gratis.stores.urls import DEFAULT_URL, open_store
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ FOUND = 1
 PAGE = 1_000
 TAIL_BYTES = 2 * ENTRY_BYTES_MAX
 LINE_START = b'{"entry":'
+SHARD = re.compile(rb'\{"entry":\d+(?:,"shard":(\d+))?,')
 
 T = TypeVar("T")
 COLUMNS = (
@@ -59,26 +62,40 @@ def ledger(arguments: argparse.Namespace) -> int:
         since=arguments.since,
         until=arguments.until,
     )
+    if arguments.trim and (arguments.out is None or chosen != Filter()):
+        raise GratisError("ledger: --trim forgets what --out has stored; expected --out, and no choice of entries")
     store = open_store(arguments.store, must_exist=True)
     try:
         with _sink(arguments, store) as sink:
-            _pour(store, sink, chosen, after=max(arguments.after, sink.entry), arguments=arguments)
+            after = places(arguments.after, shards=store.shards)
+            _pour(store, sink, chosen, after=tuple(map(max, after, sink.cursor)), arguments=arguments)
     finally:
         store.close()
     return 0
 
 
-def _pour(store: Store, sink: _Sink, chosen: Filter, *, after: int, arguments: argparse.Namespace) -> None:
+def _pour(store: Store, sink: _Sink, chosen: Filter, *, after: tuple[int, ...], arguments: argparse.Namespace) -> None:
     """Hand over entries in pages, in order, each once; a signal is heard between two pages, never within one."""
     stop = _Stop(is_wanted=arguments.follow)
+    trim = _trim(store) if arguments.trim else None
     while not stop.is_asked():
-        entries = store.entries(after=after)
+        entries, before = store.entries(after=after), after
         while page := [] if stop.is_asked() else list(islice(entries, PAGE)):
-            after = page[-1].entry
+            for entry in page:
+                after = behind(after, entry, shards=store.shards)
             sink.take([entry for entry in page if chosen.admits(entry)], upto=after)
+        if trim is not None and (after != before or not any(after)):
+            trim(after)
         if not arguments.follow:
             return
         stop.wait(arguments.every)
+
+
+def _trim(store: Store) -> Callable[[tuple[int, ...]], object]:
+    """What forgets in the store what was stored here."""
+    if not isinstance(store, Trimmed):
+        raise GratisError("ledger: --trim is for stores on Redis or Valkey; others keep their ledger")
+    return store.trim
 
 
 class _Stop:
@@ -115,28 +132,29 @@ class _Stop:
 class _Sink:
     """Where entries go: standard output, with or without a cursor in a file."""
 
-    entry = 0
+    cursor: tuple[int, ...]
 
     def __init__(self, show: Callable[[list[Entry]], None], cursor: Path | None, store: Store) -> None:
+        self.cursor = (0,) * store.shards
         self._show = show
         self._cursor = cursor
         if cursor is not None:
             if cursor.exists():
-                self.entry = _entry_number(cursor, cursor.read_text(encoding="ascii", errors="replace").strip())
-                _check_ours(cursor, store, self.entry, None)
-            self._remember(self.entry)
+                self.cursor = _read_cursor(cursor, shards=store.shards)
+                _check_ours(cursor, store, self.cursor, {})
+            self._remember(self.cursor)
 
-    def take(self, entries: list[Entry], *, upto: int) -> None:
+    def take(self, entries: list[Entry], *, upto: tuple[int, ...]) -> None:
         """Print entries, then remember that everything up to one was printed."""
         self._show(entries)
         self._remember(upto)
 
-    def _remember(self, entry: int) -> None:
+    def _remember(self, cursor: tuple[int, ...]) -> None:
         if self._cursor is None:
             return
         fresh = self._cursor.with_name(self._cursor.name + ".new")
         with fresh.open("w", encoding="ascii") as file:
-            file.write(f"{entry}\n")
+            file.write(",".join(map(str, cursor)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._cursor)
@@ -171,16 +189,39 @@ class _FileSink(_Sink):
         if not is_ours or (size > 0 and not whole and size > TAIL_BYTES):
             raise GratisError(f"{self._path}: no ledger; expected a file that --out wrote")
         if whole:
-            try:
-                last = entry_of(parsed(whole[:-1].rpartition(b"\n")[2], line_max=ENTRY_BYTES_MAX))
-            except (LedgerError, RequestError):
-                raise GratisError(
-                    f"{self._path}: its last line is no ledger entry; expected a file that --out wrote"
-                ) from None
-            _check_ours(self._path, store, last.entry, last)
-            self.entry = last.entry
+            ends = self._ends(size - len(torn), store.shards)
+            self.cursor = tuple(ends[shard].entry if shard in ends else 0 for shard in range(store.shards))
+            _check_ours(self._path, store, self.cursor, ends)
         self._file.truncate(size - len(torn))
         self._file.seek(0, os.SEEK_END)
+
+    def _ends(self, end: int, shards: int) -> dict[int, Entry]:
+        """The last entry of each shard that the file has, read from its end on."""
+        found: dict[int, Entry] = {}
+        rest = b""
+        while end > 0 and len(found) < shards:
+            start = max(0, end - TAIL_BYTES)
+            self._file.seek(start)
+            block = self._file.read(end - start) + rest
+            rest, _, whole = (b"", b"", block) if start == 0 else block.partition(b"\n")
+            rest += b"\n" if start else b""
+            for line in reversed(whole.splitlines()):
+                shard = SHARD.match(line)
+                if shard is None or int(shard[1] or 0) not in found:
+                    entry = self._entry(line)
+                    found.setdefault(entry.shard, entry)
+            end = start
+        if found and max(found) >= shards:
+            raise GratisError(f"{self._path}: it has an entry of shard {max(found)}; expected one of {shards} shards")
+        return found
+
+    def _entry(self, line: bytes) -> Entry:
+        try:
+            return entry_of(parsed(line, line_max=ENTRY_BYTES_MAX))
+        except (LedgerError, RequestError):
+            raise GratisError(
+                f"{self._path}: its last line is no ledger entry; expected a file that --out wrote"
+            ) from None
 
     def _write(self, entries: list[Entry]) -> None:
         self._file.write(b"".join([encode(entry_line(entry)) + b"\n" for entry in entries]))
@@ -191,21 +232,35 @@ class _FileSink(_Sink):
         self._file.close()
 
 
-def _entry_number(path: Path, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise GratisError(f"{path}: found {shown(text)}; expected the number of an entry")
-    return int(text)
+def _read_cursor(path: Path, *, shards: int) -> tuple[int, ...]:
+    text = path.read_text(encoding="ascii", errors="replace").strip()
+    numbers = text.split(",")
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise GratisError(f"{path}: found {shown(text)}; expected the number of an entry, or one a shard")
+    if len(numbers) != shards:
+        raise GratisError(f"{path}: it has {len(numbers)} numbers; expected {shards}, one a shard of this store")
+    return tuple(map(int, numbers))
 
 
-def _check_ours(path: Path, store: Store, number: int, last: Entry | None) -> None:
+def _check_ours(path: Path, store: Store, cursor: tuple[int, ...], last: dict[int, Entry]) -> None:
     """Going on behind an entry of another store would skip or repeat."""
-    if number == 0:
-        return
-    ours = next(iter(store.entries(after=number - 1, upto=number)), None)
-    if ours is None or (
-        last is not None and (ours.decided_at, ours.decision.id) != (last.decided_at, last.decision.id)
-    ):
-        raise GratisError(f"{path}: it ends at entry {number} of another ledger; expected one that this store wrote")
+    for shard, number in enumerate(cursor):
+        if number == 0:
+            continue
+        before = tuple(number - 1 if place == shard else end for place, end in enumerate(cursor))
+        try:
+            ours = next((one for one in store.entries(after=before, upto=cursor) if one.shard == shard), None)
+        except UnreadableEntry as gone:
+            if gone.entry == number:
+                continue  # it was trimmed, which only what was stored is
+            raise
+        known = last.get(shard)
+        if ours is None or (
+            known is not None and (ours.decided_at, ours.decision.id) != (known.decided_at, known.decision.id)
+        ):
+            raise GratisError(
+                f"{path}: it ends at entry {number} of another ledger; expected one that this store wrote"
+            )
 
 
 def _sink(arguments: argparse.Namespace, store: Store) -> _Sink:
@@ -232,8 +287,7 @@ def audit(arguments: argparse.Namespace) -> int:
     fold, progress, count = Audit(_named(offers)), Progress("entries"), 0
     show = _finding_row if is_table(arguments.format) else _finding_line
     if arguments.file is not None:
-        findings = fold.findings(_counted(_from_file(arguments.file), progress))
-        for finding in findings:
+        for finding in fold.findings(_counted(_from_file(arguments.file), progress)):
             progress.end()
             show(finding)
             count += 1
@@ -253,26 +307,39 @@ def audit(arguments: argparse.Namespace) -> int:
 
 
 def _of_store(store: Store, fold: Audit, progress: Progress) -> Iterator[Finding]:
-    """The ledger and the counters, as of one moment: a live store goes on meanwhile."""
+    """The ledger, then the counters; a live store goes on meanwhile, so each is compared as of its own moment."""
     with store.frozen():
-        yield from fold.findings(_counted(_readable(store), progress))
+        reader = _Reader(store)
+        yield from fold.findings(_counted(reader.read(None), progress))
         for offer, account in store.accounts():
-            yield from fold.counters(offer, account, store.tallies(offer, account))
+            shard, last, tallies = store.counters(offer, account)
+            upto = tuple(max(last, own) if place == shard else own for place, own in enumerate(reader.cursor))
+            yield from fold.findings(_counted(reader.read(upto), progress))
+            yield from fold.counters(offer, account, tallies)
+    fold.close()
 
 
-def _readable(store: Store) -> Iterator[Entry | Unreadable]:
-    """Every entry of a store; one that cannot be read does not hide the others."""
-    after = 0
-    while True:
-        try:
-            for entry in store.entries(after=after):
-                yield entry
-                after = entry.entry
-        except UnreadableEntry as error:
-            yield Unreadable(f"entry {error.entry}", str(error), error.entry)
-            after = error.entry
-        else:
-            return
+class _Reader:
+    """Reads a store's ledger, in several goes; an entry that cannot be read does not hide the others."""
+
+    def __init__(self, store: Store) -> None:
+        self.cursor = (0,) * store.shards
+        self._store = store
+
+    def read(self, upto: tuple[int, ...] | None) -> Iterator[Entry | Unreadable]:
+        """On from where it was, up to a cursor."""
+        while upto is None or self.cursor != upto:
+            try:
+                for entry in self._store.entries(after=self.cursor, upto=upto):
+                    self.cursor = behind(self.cursor, entry, shards=self._store.shards)
+                    yield entry
+            except UnreadableEntry as error:
+                self.cursor = tuple(
+                    error.entry if place == error.shard else own for place, own in enumerate(self.cursor)
+                )
+                yield Unreadable(f"entry {error.entry}", str(error), error.entry, error.shard)
+            else:
+                return
 
 
 def _named(offers: dict[str, Offer]) -> Callable[[str], Offer | None]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import Enum, auto, unique
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import Struct
 from msgspec.structs import replace
+
+from gratis.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from gratis.model import Change, Decision, Durability, Enrollment, Entry, Request
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
+
+Cursor = int | tuple[int, ...]
+"""A place in a ledger: the number of an entry, or one a shard."""
 
 BATCH_MAX = 10_000
 CONFLICT_FIELDS = (
@@ -76,9 +81,18 @@ class Receipt(Struct, frozen=True, gc=False):
 class Store(Protocol):
     """Applies charges atomically. Safe for use by several threads."""
 
-    durability: Durability
     is_instant: bool
     """Whether it answers without waiting for a disk or a network."""
+
+    @property
+    def shards(self) -> int:
+        """How many ledgers it has, side by side; an account's decisions are all in one."""
+        ...
+
+    @property
+    def durability(self) -> Durability:
+        """What its answers rest on."""
+        ...
 
     def apply(self, charges: Sequence[Charge], *, dry: bool = False) -> list[Receipt]:
         """Apply each charge once, in order; with `dry`, say what would happen and write nothing."""
@@ -98,12 +112,16 @@ class Store(Protocol):
         """Group, kind of window and tally of an account's windows, or of those that take a request of an instant."""
         ...
 
-    def entries(self, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
-        """The ledger from behind an entry on, in order."""
+    def entries(self, *, after: Cursor = 0, upto: Cursor | None = None) -> Iterator[Entry]:
+        """The ledger from behind an entry on, in order; of several shards, one shard's after another's."""
         ...
 
     def frozen(self) -> AbstractContextManager[None]:
-        """All that is read meanwhile is read as of one moment."""
+        """What is read meanwhile is read as of one moment, where one machine can promise that."""
+        ...
+
+    def counters(self, offer: str, account: str) -> tuple[int, int, list[tuple[str, str, Tally]]]:
+        """All of an account's tallies at one moment, with its shard and the last entry there at that moment."""
         ...
 
     def accounts(self) -> Iterable[tuple[str, str]]:
@@ -117,6 +135,46 @@ class Store(Protocol):
     def close(self) -> None:
         """Give back what the store holds; a closed store refuses."""
         ...
+
+
+@runtime_checkable
+class Awaited(Protocol):
+    """A store that asyncio can wait for, without a thread."""
+
+    async def apply_async(self, charges: Sequence[Charge]) -> list[Receipt]:
+        """Apply each charge once, in order."""
+        ...
+
+    async def close_async(self) -> None:
+        """Give back what the loop's calls hold."""
+        ...
+
+
+@runtime_checkable
+class Trimmed(Protocol):
+    """A store that can forget the front of its ledger."""
+
+    def trim(self, cursor: Cursor) -> tuple[int, ...]:
+        """Forget what was stored elsewhere up to a cursor and can be asked for no more; how far that went."""
+        ...
+
+
+def places(cursor: Cursor, *, shards: int) -> tuple[int, ...]:
+    """A cursor as the place in each shard behind which it stands."""
+    if isinstance(cursor, int):
+        if shards > 1 and cursor:
+            raise LedgerError(f"cursor {cursor}: this ledger has {shards} shards; expected a place in each of them")
+        return (cursor,) * shards
+    if len(cursor) != shards:
+        raise LedgerError(f"cursor {cursor}: it has {len(cursor)} places; expected {shards}, one a shard")
+    return tuple(cursor)
+
+
+def behind(cursor: Cursor, entry: Entry, *, shards: int) -> tuple[int, ...]:
+    """The cursor that stands behind an entry."""
+    found = list(places(cursor, shards=shards))
+    found[entry.shard] = entry.entry
+    return tuple(found)
 
 
 def repeat(request: Request, first: Decision) -> Receipt:

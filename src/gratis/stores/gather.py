@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
-from gratis.stores import BATCH_MAX
+from gratis.stores import BATCH_MAX, Awaited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ class Gathered:
 
     async def _ask(self, calls: Sequence[tuple[Sequence[Charge], asyncio.Future[list[Receipt]]]]) -> None:
         try:
-            receipts = await self.run(self.store.apply, [charge for charges, _ in calls for charge in charges])
+            receipts = await self._apply([charge for charges, _ in calls for charge in charges])
         except BaseException as error:
             for _, answer in calls:
                 if not answer.done():
@@ -82,6 +82,11 @@ class Gathered:
                 answer.set_result(receipts[place : place + len(charges)])
             place += len(charges)
 
+    async def _apply(self, charges: Sequence[Charge]) -> list[Receipt]:
+        if isinstance(self.store, Awaited):
+            return await self.store.apply_async(charges)
+        return await self.run(self.store.apply, charges)
+
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Any other call, in the store's thread."""
         if self.store.is_instant:
@@ -95,6 +100,8 @@ class Gathered:
         if self._draining is not None:
             await asyncio.wait([self._draining])
         if not self._is_closed:
+            if isinstance(self.store, Awaited):
+                await self.store.close_async()
             await self.run(self.store.close)
             self._is_closed = True
             self._thread.shutdown()

@@ -13,7 +13,7 @@ from gratis.enrollment import change
 from gratis.errors import StoreError
 from gratis.model import Durability, Entry
 from gratis.rule import decide
-from gratis.stores import Bounds, Receipt, Status, repeat
+from gratis.stores import Bounds, Receipt, Status, places, repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gratis.model import Change, Decision, Enrollment
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
+    from gratis.stores import Cursor
 
 PAGE = 1_000
 _DECIDED = Status.DECIDED  # looked up once: in Python 3.11 naming a member of an enum is slow
@@ -45,6 +46,7 @@ class MemoryStore:
 
     durability = Durability.VOLATILE
     is_instant = True
+    shards = 1
 
     def __init__(self, *, clock: Callable[[], datetime] = system.now, bounds: Bounds | None = Bounds()) -> None:
         self._clock = clock
@@ -122,25 +124,35 @@ class MemoryStore:
     def tallies(self, offer: str, account: str, *, at: datetime | None = None) -> list[tuple[str, str, Tally]]:
         """Group, kind of window and tally of an account's windows, or of those that take a request of an instant."""
         with self._lock:
-            known = self._accounts.get((offer, account))
-            return [
-                (group or "", window, tally)
-                for (group, window), tallies in (known.tallies if known else {}).items()
-                for tally in tallies.values()
-                if at is None or (at < tally.window.end and (tally.window.start <= at or window.startswith("rolling ")))
-            ]
+            return self._tallies(offer, account, at)
 
-    def entries(self, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
+    def _tallies(self, offer: str, account: str, at: datetime | None) -> list[tuple[str, str, Tally]]:
+        known = self._accounts.get((offer, account))
+        return [
+            (group or "", window, tally)
+            for (group, window), tallies in (known.tallies if known else {}).items()
+            for tally in tallies.values()
+            if at is None or (at < tally.window.end and (tally.window.start <= at or window.startswith("rolling ")))
+        ]
+
+    def counters(self, offer: str, account: str) -> tuple[int, int, list[tuple[str, str, Tally]]]:
+        """All of an account's tallies at one moment, with its shard and the last entry there at that moment."""
+        with self._lock:
+            return 0, len(self._ledger), self._tallies(offer, account, None)
+
+    def entries(self, *, after: Cursor = 0, upto: Cursor | None = None) -> Iterator[Entry]:
         """The ledger from behind an entry on, in order."""
+        (place,) = places(after, shards=1)
+        end = None if upto is None else places(upto, shards=1)[0]
         while True:
             with self._lock:
-                last = len(self._ledger) if upto is None else min(upto, len(self._ledger))
-                page = self._ledger[after : min(after + PAGE, last)]
+                last = len(self._ledger) if end is None else min(end, len(self._ledger))
+                page = self._ledger[place : min(place + PAGE, last)]
             if not page:
                 return
             for now, decision in page:
-                after += 1
-                yield Entry(after, now, decision)
+                place += 1
+                yield Entry(place, now, decision)
 
     def frozen(self) -> AbstractContextManager[None]:
         """All that is read meanwhile is read as of one moment: nobody else has this store."""

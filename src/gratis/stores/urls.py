@@ -14,6 +14,7 @@ from gratis import clock as system
 from gratis.errors import StoreError
 from gratis.stores import Bounds
 from gratis.stores.memory import MemoryStore
+from gratis.stores.redis.url import open_redis
 from gratis.stores.sqlite import WAIT_S, SQLiteStore, Synchronous
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "sqlite:///gratis.db"
 WAIT_MAX_S = 3_600.0
 SQLITE_FORM = "sqlite:///FILE (relative) or sqlite:////FOLDER/FILE (absolute)"
-EXPECTED = f"memory: or {SQLITE_FORM}"
+EXPECTED = f"memory:, {SQLITE_FORM}, redis://HOST:PORT, rediss://…, unix:///SOCKET or redis+sentinel://HOST,…/MASTER"
 
 
 class Opening(Struct, frozen=True, kw_only=True):
@@ -31,6 +32,7 @@ class Opening(Struct, frozen=True, kw_only=True):
     clock: Callable[[], datetime]
     bounds: Bounds | None
     is_checked: bool
+    must_exist: bool
 
 
 def open_store(
@@ -48,11 +50,11 @@ def open_store(
     """
     if must_exist and not exists(url):
         raise StoreError(f"store {url!r}: there is none; `gratis enroll` and `gratis decide` make one")
-    return _kind(url)(url, Opening(clock=clock, bounds=bounds, is_checked=is_checked))
+    return _kind(url)(url, Opening(clock=clock, bounds=bounds, is_checked=is_checked, must_exist=must_exist))
 
 
 def exists(url: str) -> bool:
-    """Whether opening it would find a store, not make one."""
+    """Whether opening it may find a store; of a server only opening it tells."""
     return _kind(url) is not _sqlite or Path(_sqlite_path(url)).exists()
 
 
@@ -109,4 +111,12 @@ def _sqlite(url: str, opening: Opening) -> Store:
     )
 
 
-OPENERS: Final = {"memory": _memory, "sqlite": _sqlite}
+def _redis(url: str, opening: Opening) -> Store:
+    # A server's own clock is the one that all of its callers share.
+    clock = None if opening.clock is system.now else opening.clock
+    return open_redis(url, clock=clock, bounds=opening.bounds, must_exist=opening.must_exist)
+
+
+_SERVERS = ("redis", "rediss", "unix", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel", "redis+cluster",
+            "rediss+cluster")  # fmt: skip
+OPENERS: Final = {"memory": _memory, "sqlite": _sqlite, **dict.fromkeys(_SERVERS, _redis)}

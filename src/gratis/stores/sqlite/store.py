@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gratis import clock as system
 from gratis.errors import GratisError, OutcomeUnknown, UnreadableEntry
 from gratis.model import Durability
-from gratis.stores import BATCH_MAX, Bounds
+from gratis.stores import BATCH_MAX, Bounds, places
 from gratis.stores.sqlite.file import File, Synchronous
 from gratis.stores.sqlite.work import Keys, Work
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gratis.model import Change, Enrollment, Entry
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
-    from gratis.stores import Receipt
+    from gratis.stores import Cursor, Receipt
 
 WAIT_S = 60.0
 PAGE = 1_000
@@ -46,6 +46,7 @@ class SQLiteStore:
     """A store in one SQLite file."""
 
     is_instant = False
+    shards = 1
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class SQLiteStore:
         wait_s: float = WAIT_S,
         is_checked: bool = True,
     ) -> None:
-        self.durability = DURABILITY[synchronous]
+        self._durability = DURABILITY[synchronous]
         self._keys = Keys()
         self._file = File(
             Path(path), synchronous=synchronous, wait_s=wait_s, is_checked=is_checked, forget=self._keys.forget
@@ -67,6 +68,11 @@ class SQLiteStore:
         self._lock = Lock()
         self._waiting: deque[_Turn] = deque()
         _STORES.add(self)
+
+    @property
+    def durability(self) -> Durability:
+        """What its answers rest on."""
+        return self._durability
 
     def now(self) -> datetime:
         """The store's clock."""
@@ -130,16 +136,22 @@ class SQLiteStore:
         with self._lock, self._file.reading() as connection:
             return list(connection.execute("SELECT offer, name FROM accounts ORDER BY account"))
 
-    def entries(self, *, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
+    def counters(self, offer: str, account: str) -> tuple[int, int, list[tuple[str, str, Tally]]]:
+        """All of an account's tallies at one moment, with its shard and the last entry there at that moment."""
+        with self._reading() as work:
+            return 0, work.last_entry(), work.tallies(offer, account, None)
+
+    def entries(self, *, after: Cursor = 0, upto: Cursor | None = None) -> Iterator[Entry]:
         """The ledger from behind an entry on, in order; each page is one short read, so that nobody waits."""
         keys = Keys()
-        last = ENTRY_MAX if upto is None else upto
+        (place,) = places(after, shards=1)
+        last = ENTRY_MAX if upto is None else places(upto, shards=1)[0]
         while True:
             page: list[Entry] = []
             unreadable = None
             with self._lock, self._file.reading() as connection:
                 try:
-                    page.extend(self._work(connection, keys).entries(after=after, upto=last, most=PAGE))
+                    page.extend(self._work(connection, keys).entries(after=place, upto=last, most=PAGE))
                 except UnreadableEntry as error:
                     unreadable = error
             yield from page
@@ -147,7 +159,7 @@ class SQLiteStore:
                 raise unreadable
             if not page:
                 return
-            after = page[-1].entry
+            place = page[-1].entry
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -177,7 +189,7 @@ class SQLiteStore:
             yield self._work(connection, self._keys)
 
     def _work(self, connection: sqlite3.Connection, keys: Keys) -> Work:
-        return Work(connection, keys, durability=self.durability, bounds=self._bounds)
+        return Work(connection, keys, durability=self._durability, bounds=self._bounds)
 
 
 class _Turn:

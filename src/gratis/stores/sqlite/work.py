@@ -6,13 +6,24 @@ written at its end; the keys that stand for accounts and terms never change, so 
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gratis.enrollment import change
 from gratis.errors import GratisError, UnreadableEntry
 from gratis.lines import decode, encode, enrollment_line, enrollment_of, terms_line, terms_of
-from gratis.model import EPOCH, Change, Decision, Durability, Entry, Kind, Reason, Request, Window
+from gratis.model import (
+    Change,
+    Decision,
+    Durability,
+    Entry,
+    Kind,
+    Reason,
+    Request,
+    Window,
+    from_micros,
+    micros,
+)
 from gratis.rule import Tally, decide
 from gratis.stores import Receipt, Status, repeat
 from gratis.stores.sqlite.file import UNREADABLE
@@ -221,7 +232,7 @@ class Work:
         instant = None if at is None else micros(at)
         rows = self._connection.execute(_GET_TALLIES, (offer, name, instant, instant, instant))
         return [
-            (group, kind, Tally(Window(_instant(start), _instant(end)), used, seq))
+            (group, kind, Tally(Window(from_micros(start), from_micros(end)), used, seq))
             for group, kind, start, end, used, seq in rows
         ]
 
@@ -234,11 +245,17 @@ class Work:
             except UNREADABLE as error:
                 raise UnreadableEntry(row[0], str(error)) from error
 
+    def last_entry(self) -> int:
+        """The number of the last entry of the ledger."""
+        (last,) = self._connection.execute("SELECT coalesce(max(entry), 0) FROM ledger").fetchone()
+        return int(last)
+
     def _history(self, account: int | None) -> list[Change]:
         rows = self._connection.execute(_GET_CHANGES, (account,)).fetchall()
         try:
             return [
-                Change(version, _instant(at), actor, enrollment_of(decode(facts))) for version, at, actor, facts in rows
+                Change(version, from_micros(at), actor, enrollment_of(decode(facts)))
+                for version, at, actor, facts in rows
             ]
         except GratisError as error:
             raise ValueError(f"enrollment of account {account}: {error}") from error
@@ -271,7 +288,7 @@ class Work:
             if row is None:
                 return None, None
             window, start, end, used, seq = row
-            self._tallies[key] = (window, Tally(Window(_instant(start), _instant(end)), used, seq))
+            self._tallies[key] = (window, Tally(Window(from_micros(start), from_micros(end)), used, seq))
         return self._tallies[key]
 
     def _add_window(self, account: int, terms: Terms, tally: Tally) -> int:
@@ -309,7 +326,7 @@ class Work:
         request = Request(
             id=request_id,
             model=model,
-            at=_instant(at),
+            at=from_micros(at),
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             account=name,
@@ -318,7 +335,7 @@ class Work:
             tools=() if tools is None else tuple(decode(tools)),
             cached_tokens=cached_tokens,
         )
-        window = None if start is None else Window(_instant(start), _instant(end))
+        window = None if start is None else Window(from_micros(start), from_micros(end))
         decision = Decision(
             request,
             self._terms_of(terms),
@@ -330,7 +347,7 @@ class Work:
             seq,
             Durability(durability),
         )
-        return Entry(entry, _instant(decided_at), decision)
+        return Entry(entry, from_micros(decided_at), decision)
 
     def _terms_of(self, key: int) -> Terms:
         known_by_key = self._keys.by_key
@@ -349,13 +366,3 @@ def _key(account: int, charge: Charge) -> _TallyKey:
     """What tells a tally in one file; where windows roll there is one that counts, the last."""
     start = None if charge.rolls or charge.window is None else charge.window.start
     return account, charge.terms.group, charge.terms.window, start
-
-
-def micros(instant: datetime) -> int:
-    """Microseconds since 1970-01-01T00:00Z, as the file keeps times."""
-    since = instant - EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-def _instant(micros: int) -> datetime:
-    return EPOCH + timedelta(microseconds=micros)

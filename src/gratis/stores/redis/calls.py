@@ -1,0 +1,240 @@
+"""The call that applies charges, written and read: pure, as `apply.lua` has it in its signature.
+
+What a call says of a charge's case (account, terms, window, facts) is the same for thousands of charges, so it is
+packed once.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from gratis.errors import NotExecuted
+from gratis.model import Counts, Overage, Unit, from_micros, micros
+from gratis.stores import Receipt, Status, repeat
+from gratis.stores.redis.layout import (
+    LEVEL_MAX,
+    OPEN,
+    Shard,
+    account_word,
+    decision_of,
+    digits,
+    facts_of,
+    id_bytes,
+    key_of,
+    place_of,
+    read_change,
+    read_facts,
+    read_record,
+    rest_of,
+    shard_number,
+    told,
+)
+from gratis.stores.redis.servers import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gratis.model import Durability, Terms, Window
+    from gratis.rule import Charge
+
+CHARGES_MAX = 1_000
+CASES_CACHED_MAX = 20_000
+PLACE_BYTES = 10
+HEAD_ARGUMENTS, CASE_ARGUMENTS, CHARGE_ARGUMENTS = 5, 8, 6
+NO_INSTANT = digits(0)
+
+_DECIDED, _AHEAD, _OUTDATED = Status.DECIDED, Status.AHEAD, Status.OUTDATED
+_ALL, _EXCESS, _TOKENS = Counts.ALL, Overage.EXCESS, Unit.TOKENS
+
+
+class Script:
+    """A script: its text, and the digest by which a server that has seen it knows it."""
+
+    def __init__(self, name: str) -> None:
+        self.text = files("gratis.stores.redis").joinpath(name).read_bytes()
+        digest = sha1(self.text, usedforsecurity=False).hexdigest().encode()
+        self._by_digest = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % digest
+        self._whole = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(self.text), self.text)
+
+    def call(self, shard: Shard, arguments: bytes, count: int, *, also: bytes = b"", replies: int = 1) -> Call:
+        """The call of it on a shard's keys, with so many packed arguments."""
+        keys = b"$1\r\n2\r\n" + _bulk(shard.state) + _bulk(shard.ledger)
+        head = b"*%d\r\n" % (count + 5)
+        tail = keys + arguments + also
+
+        def whole() -> bytes:
+            return head + self._whole + tail
+
+        return Call(shard.slot, head + self._by_digest + tail, replies, whole)
+
+
+class Case:
+    """What a call says of a case: packed without its facts, and with them."""
+
+    __slots__ = ("brief", "full", "is_told", "kept", "shard", "word")
+
+    def __init__(self, charge: Charge, shard: int, word: bytes, durability: Durability) -> None:
+        terms, window = charge.terms, charge.window
+        facts = facts_of(charge, durability)
+        head = (word, b"%d" % charge.version, key_of(facts))
+        if window is None:
+            tail = (b"xfw", b"0", b"", b"")
+        else:
+            start, end = digits(micros(window.start)), digits(micros(window.end))
+            kind, name = (b"r", OPEN) if charge.rolls else (b"c", start)
+            field = tally_field(word, terms.group or "", terms.window, name)
+            tail = (kind + _reading(terms), b"%d" % terms.allowance, field, b"%b %b" % (start, end))
+        self.brief = b"".join(map(_bulk, (*head, b"", *tail)))
+        self.full = b"".join(map(_bulk, (*head, facts, *tail)))
+        self.shard, self.word, self.is_told = shard, word, False
+        self.kept = (charge.terms, charge.window)  # whose identity is this case's
+
+
+def tally_field(account: bytes, group: str, kind: str, start: bytes) -> bytes:
+    """The field of a window's tally."""
+    return b"t%b\0%b\0%b\0%b" % (account, group.encode(), kind.encode(), start)
+
+
+def _reading(terms: Terms) -> bytes:
+    counts = b"a" if terms.counts is _ALL else b"f"
+    if terms.overage is not _EXCESS:
+        return counts + b"w"
+    return counts + (b"e" if terms.unit is _TOKENS else b"u")
+
+
+def _bulk(data: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+class Moment(Struct, frozen=True):
+    """The store's clock when a call is made, and what it bounds; no bounds where both are None."""
+
+    now: int
+    latest: int | None
+    kept_since: int | None
+
+
+class Calls:
+    """Writes calls for charges; knows the cases that it has written before."""
+
+    def __init__(self, *, shards: int, salt: bytes) -> None:
+        self._script = Script("apply.lua")
+        self._shards = shards
+        self.salt = salt
+        self._cases: dict[tuple[Any, ...], Case] = {}
+
+    def case(self, charge: Charge, durability: Durability) -> Case:
+        """The case of a charge."""
+        request, window = charge.request, charge.window
+        key = (
+            request.account,
+            charge.version,
+            id(charge.terms),
+            request.model,
+            request.project,
+            id(request.kind),
+            request.tools,
+            None if charge.rolls else id(window),
+        )
+        case = self._cases.get(key)
+        if case is None:
+            if len(self._cases) >= CASES_CACHED_MAX:
+                self._cases.clear()
+            word = account_word(charge.terms.offer, request.account)
+            case = self._cases[key] = Case(charge, shard_number(word, count=self._shards), word, durability)
+        return case
+
+    def write(
+        self, shard: Shard, charges: Sequence[tuple[Charge, Case]], moment: Moment, *, seen: int, dry: bool,
+        also: bytes = b"", replies: int = 1,
+    ) -> tuple[Call, list[bytes]]:  # fmt: skip
+        """One call for a shard's charges, and the places that its answers will name."""
+        numbers: dict[int, int] = {}
+        cases: list[bytes] = []
+        places = [place_of(case.word, charge.request.id, self.salt) for charge, case in charges]
+        rows: list[bytes] = []
+        for (charge, case), place in zip(charges, places, strict=True):
+            number = numbers.get(id(case))
+            if number is None:
+                cases.append(case.brief if case.is_told else case.full)
+                number = numbers[id(case)] = len(cases)
+            rows.append(_row(charge, place, number, moment))
+        head = b"".join(
+            map(
+                _bulk,
+                (
+                    b"dry" if dry else b"decide",
+                    b"%d" % seen,
+                    b"%d" % level(seen + len(charges)),
+                    NO_INSTANT if moment.kept_since is None else digits(moment.kept_since),
+                    b"%d" % len(cases),
+                ),
+            )
+        )
+        count = HEAD_ARGUMENTS + CASE_ARGUMENTS * len(cases) + CHARGE_ARGUMENTS * len(rows)
+        arguments = b"".join((head, *cases, *rows))
+        return self._script.call(shard, arguments, count, also=also, replies=replies), places
+
+
+def _row(charge: Charge, place: bytes, number: int, moment: Moment) -> bytes:
+    request = charge.request
+    packed_id = id_bytes(request.id)
+    rest = rest_of(charge, moment.now)
+    mark = b""
+    if moment.latest is not None and micros(request.at) > moment.latest:
+        mark = b"A"
+    elif charge.rolls and charge.window is not None:
+        mark = _rolling_mark(charge, charge.window)
+    return b"$%d\r\n%d\r\n$10\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%d\r\n$%d\r\n%b\r\n" % (
+        len(str(number)), number, place, len(packed_id), packed_id, len(rest), rest,
+        len(str(charge.amount)), charge.amount, len(mark), mark,
+    )  # fmt: skip
+
+
+def _rolling_mark(charge: Charge, window: Window) -> bytes:
+    terms = charge.terms
+    spare = 0
+    if terms.overage is _EXCESS and terms.unit is _TOKENS:
+        spare = (charge.request.tokens or 0) - charge.amount
+    at, start, end = (digits(micros(instant)) for instant in (charge.request.at, window.start, window.end))
+    return b"%b %b %b %d" % (at, start, end, spare)
+
+
+def level(ids: int) -> int:
+    """How many levels the index has that holds so many ids."""
+    return 1 + sum(ids > most for most in LEVEL_MAX)
+
+
+def receipts(
+    answers: Sequence[bytes], charges: Sequence[tuple[Charge, Case]], places: Sequence[bytes],
+    durability: Durability, moment: Moment, *, dry: bool,
+) -> list[Receipt]:  # fmt: skip
+    """What the answers to a call say of its charges."""
+    found: list[Receipt] = []
+    skipped = 0 if dry else 2  # the numbers of account and facts
+    for answer, (charge, _), place in zip(answers, charges, places, strict=True):
+        if answer[:PLACE_BYTES] != place:
+            raise NotExecuted("the server answered another request's question; ask again")
+        letter = answer[PLACE_BYTES : PLACE_BYTES + 1]
+        if letter == b"D":
+            words = answer[PLACE_BYTES + 1 :].split()[skipped:]
+            window = None if charge.rolls else charge.window
+            found.append(Receipt(_DECIDED, told(words, charge.request, charge.terms, window, durability)))
+        elif letter == b"R":
+            facts, _, record = answer[PLACE_BYTES + 1 :].partition(b" ")[2].partition(b"\n")
+            first = decision_of(read_record(record), charge.request.account, read_facts(facts))
+            found.append(repeat(charge.request, first))
+        elif letter == b"S":
+            same = found[int(answer[PLACE_BYTES + 1 :]) - 1].decision
+            assert same is not None, "what comes first has a decision"
+            found.append(repeat(charge.request, same))
+        elif letter == b"V":
+            text = answer[PLACE_BYTES + 1 :]
+            found.append(Receipt(_OUTDATED, change=read_change(text) if text else None))
+        else:
+            found.append(Receipt(_AHEAD, now=from_micros(moment.now)))
+    return found

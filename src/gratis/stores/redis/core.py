@@ -1,0 +1,271 @@
+"""What a store on Redis does, written once: each verb is a flow that two drivers run.
+
+A flow knows no socket. It yields what is to be sent and is sent what came back, so the blocking store and the one
+for asyncio cannot differ.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import Struct
+
+from gratis.enrollment import change
+from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
+from gratis.model import Durability, from_micros, micros
+from gratis.stores import Bounds, Receipt, Status
+from gratis.stores.redis.asking import Asking
+from gratis.stores.redis.calls import CHARGES_MAX, Calls, Case, Moment, receipts
+from gratis.stores.redis.layout import (
+    SCHEMA,
+    TOKEN_BYTES,
+    account_word,
+    change_field,
+    read_change,
+    read_counters,
+    shards,
+    slot_of,
+    write_change,
+)
+from gratis.stores.redis.mend import mended
+from gratis.stores.redis.reading import Reading
+from gratis.stores.redis.servers import Behind, Call, Cluster, Greeted, One, Servers
+from gratis.stores.redis.trim import trimmed
+from gratis.stores.redis.wire import packed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from datetime import datetime
+
+    from gratis.model import Change, Enrollment
+    from gratis.offer import Revision
+    from gratis.rule import Charge
+    from gratis.stores.redis.layout import Shard
+    from gratis.stores.redis.servers import Result, Wave
+
+    T = TypeVar("T")
+    Flow = Generator[Wave, list[Result], T]
+
+SHARDS_OF_CLUSTERS = 16
+MICROSECOND = timedelta(microseconds=1)
+ROUNDS_MAX = 256
+MEASURED_FOR = 60_000_000
+TIME = packed("TIME")
+_DURABILITIES = list(Durability)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What a store is opened with, its servers and secrets apart."""
+
+    namespace: str = "gratis"
+    shards: int | None = None
+    durability: Durability | None = None
+    wait: float = 10.0
+    clock: Callable[[], datetime] | None = None
+    bounds: Bounds | None = None
+    must_exist: bool = False
+
+
+def _boottime() -> int:
+    """Microseconds that have passed, those asleep included."""
+    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) // 1_000
+
+
+class Core:
+    """The flows of one store, and what it has learned: where servers are, their clock, what it has seen."""
+
+    def __init__(self, servers: Servers, settings: Settings) -> None:
+        self.settings = settings
+        self.durability = Durability.VOLATILE
+        self.asking = Asking(servers, patience=settings.wait)
+        self.reading = Reading(self.asking)
+        self._calls = Calls(shards=1, salt=b"")
+        self._seen: list[int] = []
+        self._is_met = False
+        self._measured = (0, 0)
+
+    # What servers say of themselves.
+
+    def meet(self, greeted: Greeted) -> None:
+        """Hear a server's greeting; one that keeps less than was promised is refused."""
+        self._measure(greeted.now)
+        asked = self.durability if self._is_met else self.settings.durability
+        if asked is not None and _DURABILITIES.index(greeted.durability) < _DURABILITIES.index(asked):
+            raise StoreError(
+                f"the server's answers are {greeted.durability}; expected {asked}"
+                " (journaled needs appendonly yes, synced appendfsync always, too)"
+            )
+        if not self._is_met:
+            self.durability, self._is_met = self.settings.durability or greeted.durability, True
+
+    def _measure(self, server: int) -> None:
+        self._measured = (server, _boottime())
+
+    def now(self) -> int:
+        """The store's clock: the server's, unless another was given."""
+        if self.settings.clock is not None:
+            return micros(self.settings.clock())
+        server, since = self._measured
+        return server + _boottime() - since
+
+    # Opening.
+
+    def open(self) -> Flow[None]:
+        """Find out how many shards the store has, or make it."""
+        if isinstance(self.asking.servers, One):
+            yield from self._look()
+        tag = f"{self.settings.namespace}:store".encode()
+        key, slot = b"{%b}" % tag, slot_of(tag)
+        ask = Call(slot, packed("HMGET", key, "schema", "shards", "salt"))
+        found = yield from self.asking.reply(ask)
+        if None in found:
+            yield from self._make(key, slot)
+            found = yield from self.asking.reply(ask)
+        schema, count, salt = found
+        if schema != b"%d" % SCHEMA:
+            raise StoreError(f"the store has schema {schema!r}; expected {SCHEMA}: it was made by another release")
+        if self.settings.shards not in (None, int(count)):
+            raise StoreError(f"the store has {int(count)} shards; expected {self.settings.shards}: that never changes")
+        self.asking.shards = shards(self.settings.namespace, int(count))
+        self.asking.salt = salt
+        self._calls = Calls(shards=int(count), salt=salt)
+        self._seen = [0] * int(count)
+        for shard in self.asking.shards:  # may this user do all that is needed, and how far is each?
+            yield from self.asking.swap(shard, {}, {})
+            self._seen[shard.number] = read_counters((yield from self.asking.field(shard, b"n"))).last
+
+    def _make(self, key: bytes, slot: int) -> Flow[None]:
+        """Make the store; who comes second finds what the first one made."""
+        if self.settings.must_exist:
+            raise StoreError(
+                f"there is no store in namespace {self.settings.namespace!r};"
+                " `gratis enroll` and `gratis decide` make one"
+            )
+        count = self.settings.shards or (SHARDS_OF_CLUSTERS if isinstance(self.asking.servers, Cluster) else 1)
+        for field, value in (("salt", secrets.token_hex(16)), ("shards", count), ("schema", SCHEMA)):
+            yield from self.asking.reply(Call(slot, packed("HSETNX", key, field, value)))
+
+    def _look(self) -> Flow[None]:
+        """A server may turn out to be one of a cluster."""
+        info = yield from self.asking.reply(Call(0, packed("INFO", "server"), is_shard=False))
+        address = self.asking.servers.at(0)
+        assert address is not None, "one server is known"
+        if b"redis_mode:cluster" in info:
+            self.asking.servers = Cluster([address])
+
+    # The one verb.
+
+    def apply(self, charges: Sequence[Charge], *, dry: bool) -> Flow[list[Receipt]]:
+        """Apply each charge once, an account's in order; shards are asked side by side."""
+        moment = self._moment()
+        work: dict[int, deque[list[tuple[int, Charge, Case]]]] = {}
+        for place, charge in enumerate(charges):
+            case = self._calls.case(charge, self.durability)
+            parts = work.setdefault(case.shard, deque())
+            if not parts or len(parts[-1]) >= CHARGES_MAX:
+                parts.append([])
+            parts[-1].append((place, charge, case))
+        found: dict[int, Receipt] = {}
+        errors: list[StoreError] = []
+        lost: set[int] = set()
+        while work:
+            turn = [(number, [(charge, case) for _, charge, case in parts[0]]) for number, parts in work.items()]
+            written = [self._written(number, part, moment, dry=dry) for number, part in turn]
+            results = yield from self.asking.answers([call for call, _ in written])
+            for (number, part), (_, places), result in zip(turn, written, results, strict=True):
+                error = yield from self._excuse(number, result, lost)
+                if error is not None:
+                    errors.append(error)
+                    del work[number]
+                elif not isinstance(result, Behind) and self._heard(number, part, result):
+                    got = receipts(result[0][1:], part, places, self.durability, moment, dry=dry)
+                    found.update(zip([place for place, _, _ in work[number].popleft()], got, strict=True))
+                    if not work[number]:
+                        del work[number]
+        if errors:
+            raise _worst(errors, has_written=not dry and any(one.status is Status.DECIDED for one in found.values()))
+        return [found[place] for place in range(len(charges))]
+
+    def _excuse(self, number: int, result: object, lost: set[int]) -> Flow[StoreError | None]:
+        """The error that ends a shard's work; none where it may go on, if need be after its state was mended."""
+        error = result if isinstance(result, StoreError) else None
+        if isinstance(error, Behind):
+            if error.was_lost:
+                lost.add(number)
+            error = yield from mended(self.asking, self.asking.shards[number], error.last, self._seen[number])
+        return unknown(error) if error is not None and number in lost else error
+
+    def _moment(self) -> Moment:
+        now, bounds = self.now(), self.settings.bounds
+        if bounds is None:
+            return Moment(now, None, None)
+        return Moment(now, now + bounds.ahead // MICROSECOND, now - bounds.keep // MICROSECOND)
+
+    def _written(
+        self, number: int, part: Sequence[tuple[Charge, Case]], moment: Moment, *, dry: bool
+    ) -> tuple[Call, list[bytes]]:
+        """The call for a shard's charges; now and then it also asks for the time."""
+        is_old = _boottime() - self._measured[1] > MEASURED_FOR
+        also, replies = (TIME, 2) if is_old else (b"", 1)
+        return self._calls.write(
+            self.asking.shards[number], part, moment, seen=self._seen[number], dry=dry, also=also, replies=replies
+        )
+
+    def _heard(self, number: int, part: Sequence[tuple[Charge, Case]], result: list[Any]) -> bool:
+        """Learn from a call's replies; False if the server does not know the facts, and it must be asked again."""
+        if len(result) > 1 and isinstance(result[1], list):
+            self._measure(int(result[1][0]) * 1_000_000 + int(result[1][1]))
+        is_known = result[0] != b"facts"
+        for _, case in part:
+            case.is_told = is_known
+        if is_known:
+            self._seen[number] = max(self._seen[number], result[0][0])
+        return bool(is_known)
+
+    # Enrollments.
+
+    def enroll(
+        self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None
+    ) -> Flow[Change]:
+        """Change an account's enrollment; who comes second sees what the first one did."""
+        word = account_word(offer, account)
+        shard = self.asking.shard_of(word)
+        line: bytes | None = None
+        for _ in range(ROUNDS_MAX):
+            lines = yield from self.reading.change_lines(offer, account)
+            history = [read_change(known) for known in lines]
+            if line in lines:
+                return history[lines.index(line)]  # the answer was lost, the change was not
+            now = from_micros(self.now())
+            made = change(history, enrollment, actor=actor, at=now, revision=revision)
+            before = b"%d" % history[-1].version if history else b""
+            version = b"%d" % made.version
+            line = write_change(offer, account, made, token=secrets.token_hex(TOKEN_BYTES // 2))
+            written = {b"v" + word: version, change_field(version, word): line}
+            if (yield from self.asking.swap(shard, {b"v" + word: before}, written)):
+                return made
+        raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times meanwhile; nothing was written")
+
+    # Trimming.
+
+    def trim(self, shard: Shard, upto: int) -> Flow[int]:
+        """Forget what is stored elsewhere up to an entry and can be asked for no more; how far that went."""
+        keep = (self.settings.bounds or Bounds()).keep // MICROSECOND
+        return (yield from trimmed(self.asking, shard, upto, self.now() - keep))
+
+
+def unknown(error: StoreError) -> OutcomeUnknown:
+    """What to say of a call whose first attempt may have been done."""
+    return OutcomeUnknown(f"{error}; an earlier attempt may have been written: ask again with the same ids")
+
+
+def _worst(errors: Sequence[StoreError], *, has_written: bool) -> StoreError:
+    """One error for a call of several parts: it claims that nothing was written only where that is so."""
+    for error in errors:
+        if isinstance(error, OutcomeUnknown):
+            return error
+    return unknown(errors[0]) if has_written else errors[0]

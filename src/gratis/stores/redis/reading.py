@@ -1,0 +1,141 @@
+"""What flows read: enrollments, tallies, accounts, and the ledger, page by page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from gratis.errors import StoreError, UnreadableEntry
+from gratis.model import Entry, Window, from_micros
+from gratis.rule import Tally
+from gratis.stores.redis.layout import (
+    Facts,
+    account_word,
+    change_field,
+    decision_of,
+    read_change,
+    read_counters,
+    read_facts,
+    read_record,
+)
+from gratis.stores.redis.servers import Call
+from gratis.stores.redis.wire import packed
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from gratis.model import Change
+    from gratis.stores.redis.asking import Asking
+    from gratis.stores.redis.layout import Shard
+    from gratis.stores.redis.servers import Result, Wave
+
+    T = TypeVar("T")
+    Flow = Generator[Wave, list[Result], T]
+
+PAGE = 100
+SCAN = 1_000
+WORDS_CACHED_MAX = 100_000
+
+
+class Reading:
+    """Reads a store; knows the words that it has read before."""
+
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+        self._words: dict[tuple[int, bytes], bytes] = {}
+        self._facts: dict[bytes, Facts] = {}
+
+    def enrollments(self, offer: str, account: str) -> Flow[list[Change]]:
+        """Every change of an account's enrollment, oldest first."""
+        return [read_change(line) for line in (yield from self.change_lines(offer, account))]
+
+    def change_lines(self, offer: str, account: str) -> Flow[list[bytes]]:
+        """The same, as they are kept."""
+        word = account_word(offer, account)
+        shard = self._asking.shard_of(word)
+        last = int((yield from self._asking.field(shard, b"v" + word)) or 0)
+        names = [change_field(b"%d" % version, word) for version in range(1, last + 1)]
+        lines = yield from self._asking.fields(shard, names)
+        if None in lines:
+            raise StoreError(f"a change of the enrollment of {account!r} is gone; expected {last} of them")
+        return [line for line in lines if line is not None]
+
+    def tallies(self, offer: str, account: str) -> Flow[tuple[int, list[tuple[str, str, Tally]]]]:
+        """How far the shard's ledger reaches, and the tallies of an account's windows then."""
+        word = account_word(offer, account)
+        shard = self._asking.shard_of(word)
+        listed = yield from self._asking.field(shard, b"l" + word)
+        while True:
+            names = [] if listed is None else listed.split(b"\n")[:-1]
+            asked = [b"n", b"l" + word, *(b"t%b\0%b" % (word, name) for name in names)]
+            counters, now, *values = yield from self._asking.fields(shard, asked)
+            if now == listed:
+                found = [_tally(name, value) for name, value in zip(names, values, strict=True) if value is not None]
+                return read_counters(counters).last, found
+            listed = now  # a window was opened meanwhile
+
+    def accounts(self) -> Flow[list[tuple[str, str]]]:
+        """Offer and name of each account that the store knows."""
+        found: dict[bytes, None] = {}
+        for shard in self._asking.shards:
+            cursor = b"0"
+            while True:
+                ask = packed("HSCAN", shard.state, cursor, "MATCH", "[av]*", "COUNT", SCAN)
+                cursor, pairs = yield from self._asking.reply(Call(shard.slot, ask))
+                found.update(dict.fromkeys(name[1:] for name in pairs[::2]))
+                if cursor == b"0":
+                    break
+        words = (word.decode().partition("\0") for word in found)
+        return sorted((offer, account) for offer, _, account in words)
+
+    def entries(self, shard: Shard, after: int, upto: int | None) -> Flow[list[Entry]]:
+        """The next page of a shard's ledger behind an entry; empty at its end."""
+        ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, f"{after + 1}-0", "+", "COUNT", PAGE)
+        text, found = yield from self._asking.replies(Call(shard.slot, ask, 2))
+        counters = read_counters(text)
+        rows: list[tuple[int, bytes]] = []
+        for place, fields in found:
+            upmost = int(place.partition(b"-")[0])
+            told = [value for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"r"]
+            rows += enumerate(told, upmost - len(told) + 1)
+        rows = [row for row in rows if row[0] > after]
+        expected = (after or counters.base) + 1  # whoever begins anew begins behind what was trimmed
+        if (rows[0][0] if rows else counters.last + 1) > expected and (upto is None or upto >= expected):
+            gone = rows[0][0] - 1 if rows else counters.last
+            raise UnreadableEntry(gone, f"entries {expected} to {gone} are gone from the ledger", shard=shard.number)
+        rows = [row for place, row in enumerate(rows) if row[0] == rows[0][0] + place]  # up to the next gap
+        if upto is not None:
+            rows = [row for row in rows if row[0] <= upto]
+        records = [read_record(record) for _, record in rows]
+        words = yield from self._known(shard, {number for one in records for number in (one.account, one.facts)})
+        entries = []
+        for (number, _), record in zip(rows, records, strict=True):
+            account = words[record.account][1:].decode().partition("\0")[2]
+            decision = decision_of(record, account, self._read_facts(words[record.facts]))
+            entries.append(Entry(number, record.decided_at, decision, shard.number))
+        return entries
+
+    def _known(self, shard: Shard, numbers: set[bytes]) -> Flow[dict[bytes, bytes]]:
+        """The words that numbers stand for."""
+        missing = sorted(number for number in numbers if (shard.number, number) not in self._words)
+        texts = yield from self._asking.fields(shard, [b"w" + number for number in missing])
+        for number, text in zip(missing, texts, strict=True):
+            if text is None:
+                raise StoreError(f"word {number.decode()} of shard {shard.number} is gone; the ledger cannot be read")
+            if len(self._words) >= WORDS_CACHED_MAX:
+                self._words.clear()
+            self._words[shard.number, number] = text
+        return {number: self._words[shard.number, number] for number in numbers}
+
+    def _read_facts(self, text: bytes) -> Facts:
+        facts = self._facts.get(text)
+        if facts is None:
+            if len(self._facts) >= WORDS_CACHED_MAX:
+                self._facts.clear()
+            facts = self._facts[text] = read_facts(text)
+        return facts
+
+
+def _tally(name: bytes, value: bytes) -> tuple[str, str, Tally]:
+    group, kind, _ = name.decode().split("\0")
+    used, seq, start, end = (int(part) for part in value.split())
+    return group, kind, Tally(Window(from_micros(start), from_micros(end)), used, seq)

@@ -1,0 +1,89 @@
+"""What may be forgotten: decisions that are stored elsewhere, and that nobody can ask for any more.
+
+An id is kept until its window has ended and was kept for as long as the store's bounds say, and at least as long after
+it was decided. From then on a request of that window is `too_late`, whether its id is known or not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from gratis.model import micros
+from gratis.stores.redis.calls import Script
+from gratis.stores.redis.layout import LEVEL_MAX, digits, place_of, read_counters, read_record
+from gratis.stores.redis.servers import Call
+from gratis.stores.redis.wire import packed
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from gratis.stores.redis.asking import Asking
+    from gratis.stores.redis.layout import Record, Shard
+    from gratis.stores.redis.servers import Result, Wave
+
+    T = TypeVar("T")
+    Flow = Generator[Wave, list[Result], T]
+
+TRIM = Script("trim.lua")
+RECORDS_MAX = 400
+LEVELS = len(LEVEL_MAX) + 1
+
+
+def trimmed(asking: Asking, shard: Shard, upto: int, horizon: int) -> Flow[int]:
+    """Forget a shard's oldest decisions up to one, as far as all that they are about ended by the horizon."""
+    while True:
+        ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, "-", "+", "COUNT", RECORDS_MAX)
+        text, found = yield from asking.replies(Call(shard.slot, ask, 2))
+        counters = read_counters(text)
+        end = counters.base
+        records: list[Record] = []
+        for place, fields in found:
+            last = int(place.partition(b"-")[0])
+            told = [read_record(value) for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"r"]
+            is_over = all(_ended(record) <= horizon for record in told)
+            if last > upto or not is_over or (records and len(records) + len(told) > RECORDS_MAX):
+                break
+            end = last
+            records += told
+        if not records:
+            return counters.base
+        accounts = yield from _accounts(asking, shard, records)
+        fields = {
+            b"i" + place[: level + 2]
+            for record in records
+            for place in [place_of(accounts[record.account], record.request_id, asking.salt)]
+            for level in range(LEVELS)
+        }
+        parts = [b"%d" % end, digits(horizon), *sorted(fields)]
+        arguments = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+        yield from asking.reply(TRIM.call(shard, arguments, len(parts)))
+        for account in set(accounts.values()):
+            yield from _drop_tallies(asking, shard, account, digits(horizon))
+
+
+def _ended(record: Record) -> int:
+    """When all that a decision is about had ended: its window, and its own making."""
+    ends = [micros(record.decided_at)]
+    if record.window is not None:
+        ends.append(micros(record.window.end))
+    if len(record.line[-1]) == len(digits(0)):  # a rolling window's end
+        ends.append(int(record.line[-1]))
+    return max(ends)
+
+
+def _accounts(asking: Asking, shard: Shard, records: Sequence[Record]) -> Flow[dict[bytes, bytes]]:
+    numbers = sorted({record.account for record in records})
+    words = yield from asking.fields(shard, [b"w" + number for number in numbers])
+    return {number: word[1:] for number, word in zip(numbers, words, strict=True) if word is not None}
+
+
+def _drop_tallies(asking: Asking, shard: Shard, account: bytes, horizon: bytes) -> Flow[None]:
+    """Tallies of windows that are kept no longer; whoever changes the list meanwhile wins, and the next trim drops."""
+    listed = yield from asking.field(shard, b"l" + account)
+    names = [] if listed is None else listed.split(b"\n")[:-1]
+    values = yield from asking.fields(shard, [b"t%b\0%b" % (account, name) for name in names])
+    over = [name for name, value in zip(names, values, strict=True) if value is None or value.split()[-1] <= horizon]
+    if over:
+        rest = b"".join(name + b"\n" for name in names if name not in set(over))
+        dropped = [b"t%b\0%b" % (account, name) for name in over]
+        yield from asking.swap(shard, {b"l" + account: listed or b""}, {b"l" + account: rest}, dropped)
