@@ -9,9 +9,10 @@ import tempfile
 import threading
 import unicodedata
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,17 @@ from gratis import GratisError, Reason
 from gratis.model import Overage
 from gratis.rule import Tally, decide
 from gratis.stores import Receipt, Status, repeat
-from gratis.stores.memory import MemoryStore, _Account
+from gratis.stores.memory import _Account
+from gratis.stores.redis.url import open_redis
 from gratis.stores.sqlite import SQLiteStore, Synchronous
 from gratis.testing import StoreContract, drive
 
+from .fake import fake_server
+from .memory import View
+from .servers import MISSING, Cluster, Server, binaries
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gratis.testing import Opener
 
@@ -35,17 +41,6 @@ PROGRAMS = 6
 STEPS = 2_000
 FAULTY_PROGRAMS = 8
 TURN_S = 0.000_2
-
-
-class View(MemoryStore):
-    """One more view on what is kept in memory: closing it closes no other."""
-
-    def __init__(self, kept: dict, *, clock, bounds):
-        super().__init__(clock=clock, bounds=bounds)
-        self.kept = kept
-        self._lock = kept.setdefault("lock", self._lock)
-        self._accounts = kept.setdefault("accounts", self._accounts)
-        self._ledger = kept.setdefault("ledger", self._ledger)
 
 
 @contextmanager
@@ -61,7 +56,63 @@ def sqlite() -> Iterator[Opener]:
         yield partial(SQLiteStore, Path(folder) / "gratis.db", synchronous=Synchronous.OFF)
 
 
-STORES = {"memory": memory, "sqlite": sqlite}
+def served(kind: str, options: str = "") -> Callable[[], AbstractContextManager[Opener]]:
+    """A store in a namespace of its own, on a server that all tests of this file share."""
+
+    @contextmanager
+    def row() -> Iterator[Opener]:
+        yield partial(open_redis, f"{SERVERS.url(kind)}?namespace={next(NAMESPACES)}{options}")
+
+    return row
+
+
+class Servers:
+    """Servers that are started when somebody asks for one, and stopped together."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._urls: dict[str, str] = {}
+
+    def url(self, kind: str) -> str:
+        """Where the server of a kind is."""
+        if kind not in self._urls:
+            self._urls[kind] = self._start(kind)
+        return self._urls[kind]
+
+    def _start(self, kind: str) -> str:
+        if kind == "cluster":
+            return self._stack.enter_context(Cluster()).url
+        if kind == "fakeredis":
+            return self._stack.enter_context(fake_server())
+        programs = {name: program for name, program in binaries().items() if name.startswith(kind)}
+        assert programs, f"no {kind} here: {MISSING}"
+        return self._stack.enter_context(Server(next(iter(programs.values())))).url
+
+    def stop(self) -> None:
+        """Stop them all."""
+        self._stack.close()
+        self._urls.clear()
+
+
+SERVERS = Servers()
+NAMESPACES = (f"row {number}" for number in count())
+STORES = {
+    "memory": memory,
+    "sqlite": sqlite,
+    "fakeredis": served("fakeredis"),
+    "redis": served(""),
+    "redis 6.2": served("redis 6.2"),
+    "valkey": served("valkey"),
+    "shards": served("", "&shards=5"),
+    "cluster": served("cluster"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers() -> Iterator[None]:
+    """They end with this file's tests."""
+    yield
+    SERVERS.stop()
 
 
 class TestStores(StoreContract):

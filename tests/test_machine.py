@@ -1,4 +1,6 @@
-"""Random programs drive a memory store and a SQLite file beside the oracle: every answer must be equal, field by field.
+"""Random programs drive stores beside the oracle: every answer must be equal, field by field.
+
+In memory, in a SQLite file, and on a real server.
 
 Two meters stand before each store, as two processes would: what one changes, the other must not miss. A program is
 a row of steps, a step six bytes; each byte chooses from a table whose first value is the plainest. So drawing costs
@@ -9,11 +11,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
-from itertools import combinations
+from functools import partial
+from itertools import chain, combinations, count
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import Phase, given, settings, strategies as st
@@ -23,9 +27,10 @@ from gratis.lines import decision_line
 from gratis.model import stamp
 from gratis.offers import load
 from gratis.stores import Bounds
-from gratis.stores.memory import MemoryStore
+from gratis.stores.redis.url import open_redis
 from gratis.stores.sqlite import SQLiteStore, Synchronous
 
+from .memory import View
 from .oracle import (
     AHEAD,
     CONFLICT_FIELDS,
@@ -42,10 +47,19 @@ from .oracle import (
     Oracle,
     micros,
 )
+from .servers import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gratis.testing import Opener
 
 STEPS_A_PROGRAM = 120
 PROGRAMS = 520
 STEPS_MIN = 50_000
+SERVED_PROGRAMS = 1_300
+SERVED_STEPS_MIN = 125_000
+NAMESPACES = (f"program {number}" for number in count())
 LAST_CLOCK = micros("2025-05-14")
 SHIPPED = load(OFFER)
 
@@ -232,10 +246,10 @@ def programs(draw: st.DrawFn) -> Program:
 
 
 class World:
-    """An oracle, a memory store and a SQLite file, two meters before each store, and one clock."""
+    """An oracle and some stores, two meters before each store, and one clock."""
 
-    def __init__(self, folder: Path, beginning: bytes, *, counts: str, overage: str) -> None:
-        self.folder = folder
+    def __init__(self, openers: Sequence[Opener], beginning: bytes, *, counts: str, overage: str) -> None:
+        self.openers = openers
         self.counts = counts
         self.seen: Counter[str] = Counter()
         self.story: list[tuple[Any, ...]] = []
@@ -256,21 +270,17 @@ class World:
         self.bounds = Bounds() if has_bounds else None
         self.assumed = None if assumed is None else enrollment_of(assumed)
         self.oracle = Oracle(counts=counts, overage=overage, assume=assumed, has_bounds=has_bounds)
-        self.memory = MemoryStore(clock=self.clock, bounds=self.bounds)
-        self.remembered = [Meter(self.memory, self.offer, assume=self.assumed) for _ in range(2)]
-        self.filed = [self.open_file() for _ in range(2)]
+        self.legs = [[self.open(opener) for _ in range(2)] for opener in openers]
         for account in MAIN_ACCOUNTS:
             self.change(account, {"tier": tier}, "ann", 0)
 
-    def open_file(self) -> Meter:
-        """A meter over the file."""
-        path = self.folder / "store.db"
-        store = SQLiteStore(path, clock=self.clock, bounds=self.bounds, synchronous=Synchronous.OFF)
-        return Meter(store, self.offer, assume=self.assumed)
+    def open(self, opener: Opener) -> Meter:
+        """A meter over a store."""
+        return Meter(opener(clock=self.clock, bounds=self.bounds), self.offer, assume=self.assumed)
 
     def close(self) -> None:
-        """Close the file."""
-        for meter in self.filed:
+        """Close the stores."""
+        for meter in chain(*self.legs):
             meter.close()
 
     def clock(self) -> datetime:
@@ -322,9 +332,10 @@ class World:
         elif verb == "standing":
             self.check_standing(account, side)
         else:
-            self.story.append(("one process closes the file and opens it again",))
-            self.filed[side].close()
-            self.filed[side] = self.open_file()
+            self.story.append(("one process closes its stores and opens them again",))
+            for leg, opener in zip(self.legs, self.openers, strict=True):
+                leg[side].close()
+                leg[side] = self.open(opener)
 
     def ask(self, request: dict[str, Any] | None, side: int) -> None:
         """A request is decided by the oracle at once, and by the stores too, or when its batch is full."""
@@ -344,7 +355,7 @@ class World:
         expected = [answer for _, answer in batch]
         given = [request_of(request) for request, _ in batch]
         singly = 0 if len(given) == 1 else 1 + len(self.story) % 3
-        for number, meter in enumerate((self.remembered[side], self.filed[side])):
+        for number, meter in enumerate(leg[side] for leg in self.legs):
             if singly in {0, number + 1}:
                 answers = [decided(meter, request) for request in given]
             else:
@@ -359,7 +370,7 @@ class World:
         fits = self.oracle.fits(request, now=self.now)
         self.story.append(("explain", request, expected, fits))
         self.seen["explained"] += 1
-        for meter in (self.remembered[side], self.filed[side]):
+        for meter in (leg[side] for leg in self.legs):
             assert explained(meter, request_of(request)) == (expected, fits)
 
     def pass_time(self, how: str, account: str, model: str) -> None:
@@ -479,7 +490,7 @@ class World:
         self.story.append((actor, "enrolls", account, wanted, version))
         self.seen["refused" if version is None else "enrolled"] += 1
         expected = None if version is None else (version, self.instant, actor)
-        for meter in (self.remembered[side], self.filed[side]):
+        for meter in (leg[side] for leg in self.legs):
             assert enrolled(meter, account, enrollment_of(wanted), actor) == expected
 
     def check_standing(self, account: str, side: int) -> None:
@@ -487,7 +498,7 @@ class World:
         expected = self.oracle.standing(account, at=self.now)
         self.story.append(("standing", account, expected))
         self.seen["standing"] += 1
-        for meter in (self.remembered[side], self.filed[side]):
+        for meter in (leg[side] for leg in self.legs):
             found = {}
             for standing in meter.standing(account):
                 window = standing.window
@@ -504,7 +515,7 @@ class World:
         for now, line in self.oracle.entries:
             answered.setdefault(line["account"], []).append({"decided_at": instant(now), **line})
         ledgers = []
-        for meter in (self.remembered[0], self.filed[0]):
+        for meter in (leg[0] for leg in self.legs):
             entries = list(meter.ledger())
             assert [entry.entry for entry in entries] == list(range(1, len(self.oracle.entries) + 1))
             assert len({(entry.decision.account, entry.decision.id) for entry in entries}) == len(entries)
@@ -515,7 +526,7 @@ class World:
             assert kept == answered
             assert list(meter.ledger(account="acme")) == [e for e in entries if e.decision.account == "acme"]
             ledgers.append(sorted((facts_of(entry) for entry in entries), key=itemgetter(0, 1)))
-        assert ledgers[0] == ledgers[1]
+        assert all(ledger == ledgers[0] for ledger in ledgers)
 
     def check_windows(self) -> None:
         """Each window's `seq` is 1..n, and its counter is the sum of what its ledger counts."""
@@ -530,7 +541,7 @@ class World:
                 assert line["seq"] == seqs[key]
                 assert line["used"] == sums[key]
         expected = {key: (sums[key], seqs[key]) for key in seqs}
-        for store in (self.memory, self.filed[0]._store):
+        for store in (leg[0]._store for leg in self.legs):
             kept = {
                 (account, group, stamp(tally.window.start)): (tally.used, tally.seq)
                 for _, account in store.accounts()
@@ -541,9 +552,8 @@ class World:
     def check_enrollments(self) -> None:
         """A store knows the accounts that were enrolled or asked, and every change that was acknowledged."""
         known = {account for account, _ in self.oracle.decided} | set(self.oracle.enrolled)
-        for meter in (self.remembered[0], self.filed[0]):
-            if 0:
-                assert sorted(meter._store.accounts()) == sorted((OFFER, account) for account in known)
+        for meter in (leg[0] for leg in self.legs):
+            assert sorted(meter._store.accounts()) == sorted((OFFER, account) for account in known)
             for account in known:
                 tiers = [change.enrollment.tier for change in meter.enrollments(account)]
                 assert tiers == [facts["tier"] for facts in self.oracle.enrolled.get(account, ())]
@@ -656,17 +666,61 @@ def facts_of(entry: Entry) -> tuple[Any, ...]:
     )
 
 
+@contextmanager
+def embedded() -> Iterator[list[Opener]]:
+    """A store in memory and one in a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept: dict[str, Any] = {}
+        yield [
+            partial(View, kept),
+            partial(SQLiteStore, Path(folder) / "store.db", synchronous=Synchronous.OFF),
+        ]
+
+
+@contextmanager
+def served(url: str) -> Iterator[list[Opener]]:
+    """A store on a server: a namespace that nobody had before."""
+    yield [partial(open_redis, f"{url}?namespace={next(NAMESPACES)}")]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A private server."""
+    with Server() as started:
+        yield started
+
+
 @pytest.mark.parametrize("overage", ["whole", "excess"])
 @pytest.mark.parametrize("counts", ["free", "all"])
 def test_every_answer_is_the_oracles(counts: str, overage: str) -> None:
     """Under each reading, fifty thousand steps of random programs are answered by both stores as by the oracle."""
+    drive(embedded, counts, overage, programs_max=PROGRAMS, steps_min=STEPS_MIN)
+
+
+@pytest.mark.parametrize("overage", ["whole", "excess"])
+@pytest.mark.parametrize("counts", ["free", "all"])
+def test_every_answer_of_a_server_is_the_oracles(server: Server, counts: str, overage: str) -> None:
+    """Under each reading, 125,000 steps of random programs are answered over a real server as by the oracle."""
+    drive(partial(served, server.url), counts, overage, programs_max=SERVED_PROGRAMS, steps_min=SERVED_STEPS_MIN)
+    server.ask("FLUSHALL")
+
+
+def drive(
+    stores: Callable[[], AbstractContextManager[list[Opener]]],
+    counts: str,
+    overage: str,
+    *,
+    programs_max: int,
+    steps_min: int,
+) -> None:
+    """Run random programs; each answer must be the oracle's, and all kinds of answer must have been seen."""
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=PROGRAMS, phases=set(Phase) - {Phase.explain})
+    @settings(max_examples=programs_max, phases=set(Phase) - {Phase.explain})
     @given(program=programs())
     def run(program: Program) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            world = World(Path(folder), program.steps[0], counts=counts, overage=overage)
+        with stores() as openers:
+            world = World(openers, program.steps[0], counts=counts, overage=overage)
             try:
                 world.run(program.steps[1:])
             except Exception as error:
@@ -677,6 +731,6 @@ def test_every_answer_is_the_oracles(counts: str, overage: str) -> None:
         seen.update(world.seen)
 
     run()
-    assert seen["steps"] >= STEPS_MIN
+    assert seen["steps"] >= steps_min
     reasons = {*Reason, "replayed", "conflict", "ahead", "enrolled", "refused", "explained", "standing"}
     assert reasons - set(seen) == {Reason.EVALS}
