@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable  # noqa: TC003 - a field of a struct
 from datetime import datetime  # noqa: TC003 - a field of a struct
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "sqlite:///gratis.db"
 WAIT_MAX_S = 3_600.0
+_SECRET = re.compile(r"(?<=//)[^/@]*(?=@)|(?<=password=)[^&#]*")
 SQLITE_FORM = "sqlite:///FILE (relative) or sqlite:////FOLDER/FILE (absolute)"
 EXPECTED = f"memory:, {SQLITE_FORM}, redis://HOST:PORT, rediss://…, unix:///SOCKET or redis+sentinel://HOST,…/MASTER"
 
@@ -49,7 +51,7 @@ def open_store(
     it looks at what a check would refuse.
     """
     if must_exist and not exists(url):
-        raise StoreError(f"store {url!r}: there is none; `gratis enroll` and `gratis decide` make one")
+        raise StoreError(f"store {_safe(url)!r}: there is none; `gratis enroll` and `gratis decide` make one")
     return _kind(url)(url, Opening(clock=clock, bounds=bounds, is_checked=is_checked, must_exist=must_exist))
 
 
@@ -61,7 +63,7 @@ def exists(url: str) -> bool:
 def _kind(url: str) -> Callable[[str, Opening], Store]:
     kind = _split(url).scheme
     if kind not in OPENERS:
-        raise StoreError(f"store {url!r}: unknown kind {kind!r}; expected {EXPECTED}")
+        raise StoreError(f"store {_safe(url)!r}: unknown kind {kind!r}; expected {EXPECTED}")
     return OPENERS[kind]
 
 
@@ -69,7 +71,12 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError as error:
-        raise StoreError(f"store {url!r}: {error}; expected {SQLITE_FORM}") from None
+        raise StoreError(f"store {_safe(url)!r}: {error}; expected {EXPECTED}") from None
+
+
+def _safe(url: str) -> str:
+    """The URL without what is secret in it."""
+    return _SECRET.sub("…", url)
 
 
 def _memory(url: str, opening: Opening) -> Store:

@@ -27,246 +27,281 @@
 -- One write commits: XADD, whose id makes it fail where the ledger is further than the state. All checks come
 -- before it. HSET after it only derives: should it fail, the next call finds the state behind, and it is derived anew.
 
-local HEAD, CASE, CHARGE, ENTRY, PART = 5, 8, 6, 10, 4000
-local EXACT_MAX = 9007199254740991 -- beyond this a number of Lua is no longer exact
+local HEAD, CASE, CHARGE, PART = 5, 8, 6, 4000
 local LEVEL_MAX = { 8192, 131072, 2097152 } -- ids on each level of the index but the last: 32 a field
 local state, ledger, ARGS = KEYS[1], KEYS[2], ARGV
-local is_dry, levels, kept, cases = ARGS[1] == 'dry', tonumber(ARGS[3]), ARGS[4], tonumber(ARGS[5])
+local is_dry, kept = ARGS[1] == 'dry', ARGS[4]
+local sub, match, find, format, floor = string.sub, string.match, string.find, string.format, math.floor
+local call = redis.call
+
+local function wrong(text)
+  return redis.error_reply('GRATISSTATE ' .. text)
+end
+
+-- A window's tally as the state has it, or nothing if it cannot be read: used, seq, span, is open, is changed.
+local function read_tally(text)
+  local used, seq, span = text:match('^(%d+) (%d+) (%d+ %d+)$')
+  if used and #span == 37 and #used <= 16 and #seq <= 15 then
+    return { used + 0, seq + 0, span, true, false }
+  end
+end
+
+-- The rule: what becomes of a charge, and of the tally of its window. Says the line of its record, and whether the
+-- window opens with it; or, in third place, what is wrong. (It is given all that it knows: what a function takes from
+-- around it costs more here than an argument.)
+local function judge(way, amount, allowance, span, tally, mark, kept, is_dry)
+  local kind, spare = way:sub(1, 1), 0
+  if kind == 'x' then
+    return 'x'
+  end
+  local used, seq, is_open = tally[1], tally[2], tally[4]
+  if kind == 'r' then
+    span, spare = mark:sub(20, 56), mark:sub(58)
+    if not (#spare <= 13 and spare:match('^%d+$')) then
+      return nil, nil, 'an argument is no number'
+    end
+    if is_open and mark:sub(1, 18) < tally[3]:sub(20) then
+      span = tally[3]
+    else -- none is open: this one would open one
+      used, seq, is_open = 0, 0, false
+    end
+  end
+  if span:sub(20) <= kept then
+    return 'l'
+  end
+  if not (#amount <= 13 and amount:match('^%d+$') and #allowance <= 15 and allowance:match('^%d+$')) then
+    return nil, nil, 'an argument is no number'
+  end
+  local counts, overage = way:sub(2, 2), way:sub(3, 3)
+  amount, allowance = amount + 0, allowance + 0
+  local is_free, free = amount <= allowance - used, amount
+  if not is_free then
+    free = 0
+    if overage ~= 'w' and allowance > used then
+      free = allowance - used
+    end
+  end
+  if kind == 'r' and not is_open and not is_free and (overage ~= 'e' or free + spare == 0) then
+    return ('n %d'):format(amount)
+  end
+  used, seq = used + (counts == 'a' and amount or free), seq + 1
+  if used > 9007199254740991 then -- beyond this a number of Lua is no longer exact
+    return nil, nil, 'a window has used more than can be counted exactly'
+  end
+  local line = (is_free and 'w %d %d ' or 'o %d %d %d %d '):format(used, seq, amount, free)
+  if kind == 'r' then
+    line = line .. span
+  end
+  if not is_dry then
+    tally[1], tally[2], tally[3], tally[4], tally[5] = used, seq, span, true, true
+  end
+  return line, not is_open
+end
+
+-- What an id's first decision says, if a field of the index has it: the field names candidates, their records tell.
+local function recall(ids, from, short, account, id, state, ledger)
+  while from do
+    if from % 10 == 1 then
+      local number = 0
+      for digit = from + 5, from + 9 do
+        number = number * 256 + ids:byte(digit)
+      end
+      local found = redis.call('XRANGE', ledger, ('%d-0'):format(number), '+', 'COUNT', 1)[1]
+      local back = found and found[1]:match('^(%d+)%-0$') - number
+      local record
+      for at = found and #found[2] - 1 or 0, 1, -2 do
+        if found[2][at] == 'r' then
+          if back == 0 then
+            record = found[2][at + 1]
+          end
+          back = back - 1
+        end
+      end
+      if record then
+        local whose, facts = record:match('^(%d+) (%d+) ')
+        local line_end = record:find('\n', 1, true)
+        if whose == account and record:sub(line_end + 1, line_end + #id) == id then
+          local text = redis.call('HGET', state, 'w' .. facts)
+          return text and ('R%d '):format(number) .. text .. '\n' .. record, not text
+        end
+      else
+        return nil, true
+      end
+    end
+    from = ids:find(short, from + 1, true)
+  end
+end
+
+-- All that is needed of the state, in one read: the counters; of each case its account, the version of the enrollment,
+-- the number of its facts, and its tally; of each charge the fields of the index. A lone charge is read without a list.
+local values
+local cases, levels = 1, 1
+if #ARGS == HEAD + CASE + CHARGE and ARGS[3] == '1' then
+  values = call('HMGET', state, 'n', 'a' .. ARGS[6], 'v' .. ARGS[6], 'f' .. ARGS[8], ARGS[12],
+    'i' .. sub(ARGS[15], 1, 2))
+else
+  cases, levels = tonumber(ARGS[5]), tonumber(ARGS[3])
+  local names, size = { 'n' }, 1
+  for at = HEAD, HEAD + (cases - 1) * CASE, CASE do
+    names[size + 1], names[size + 2] = 'a' .. ARGS[at + 1], 'v' .. ARGS[at + 1]
+    names[size + 3], names[size + 4] = 'f' .. ARGS[at + 3], ARGS[at + 7]
+    size = size + 4
+  end
+  for at = HEAD + cases * CASE + 2, #ARGS, CHARGE do
+    for level = 2, levels + 1 do
+      size = size + 1
+      names[size] = 'i' .. sub(ARGS[at], 1, level)
+    end
+  end
+  values = {}
+  for from = 1, size, PART do
+    local upto = math.min(from + PART - 1, size)
+    local part = call('HMGET', state, unpack(names, from, upto))
+    for i = from, upto do
+      values[i] = part[i - from + 1]
+    end
+  end
+end
 local charges = HEAD + cases * CASE
 local count = (#ARGS - charges) / CHARGE
-local sub, match, find, format, floor = string.sub, string.match, string.find, string.format, math.floor
 
--- All that is needed of the state, in one read: counters, accounts, facts, tallies, the index.
-local names, size = { 'n' }, 1
-for at = HEAD, charges - CASE, CASE do
-  names[size + 1], names[size + 2] = 'a' .. ARGS[at + 1], 'v' .. ARGS[at + 1]
-  names[size + 3], names[size + 4] = 'f' .. ARGS[at + 3], ARGS[at + 7]
-  size = size + 4
-end
-for at = charges + 2, #ARGS, CHARGE do
-  for level = 2, levels + 1 do
-    size = size + 1
-    names[size] = 'i' .. sub(ARGS[at], 1, level)
-  end
-end
-local known = {}
-for from = 1, size, PART do
-  local upto = math.min(from + PART - 1, size)
-  local values = redis.call('HMGET', state, unpack(names, from, upto))
-  for i = from, upto do
-    known[names[i]] = values[i - from + 1]
-  end
-end
-
-local last, base, words, top, kept_here = match(known.n or '0 0 0 1 ', '^(%d+) (%d+) (%d+) (%d) (%d*)$')
+local last, base, words, top, kept_here = match(values[1] or '0 0 0 1 ', '^(%d+) (%d+) (%d+) (%d) (%d*)$')
 if not last then
-  return redis.error_reply('GRATISSTATE its counters cannot be read')
+  return wrong('the counters cannot be read')
 end
-last, base, words, top = tonumber(last), tonumber(base), tonumber(words), tonumber(top)
-if not (last >= tonumber(ARGS[2])) then
+if last ~= ARGS[2] and not (tonumber(last) >= tonumber(ARGS[2])) then
   return redis.error_reply('GRATISBEHIND ' .. last)
 end
 if kept_here > kept then
   kept = kept_here
 end
+last = last + 0
 
 -- The level of the index on which new ids go; on lower ones there may be older ones.
 local level_now = 1
 while level_now <= #LEVEL_MAX and last + count - base > LEVEL_MAX[level_now] do
   level_now = level_now + 1
 end
-if level_now > top then
-  top = level_now
-end
-if top > levels then
-  for at = charges + 2, #ARGS, CHARGE do
-    for level = levels + 2, top + 1 do
-      local name = 'i' .. sub(ARGS[at], 1, level)
-      known[name] = redis.call('HGET', state, name)
-    end
-  end
-end
+top = math.max(top, level_now)
 
-local answers, fresh, tallies, decided = { 0 }, {}, {}, 0
-local entry, fields, changed = {}, {}, {} -- the ledger's entry; fields that change, and to what
+-- What changes: fields and values in turn. In a batch, where each is and what it says by now.
+local written, size = { 0, 0, 0, 0, 0, 0, 0, 0 }, 0
+local place_of, latest = {}, {}
+local entry, told = { 0, 0, 0, 0 }, 0 -- the ledger's entry
 
 local function set(name, value)
-  if not changed[name] then
-    fields[#fields + 1] = name
+  local place = place_of[name]
+  if not place then
+    written[size + 1], size = name, size + 2
+    place = size
+    if count > 1 then
+      place_of[name] = place
+    end
   end
-  changed[name], known[name] = value, value
+  written[place] = value
+  if count > 1 then
+    latest[name] = value
+  end
 end
 
--- The number that stands for a text from now on; the ledger says it first.
-local function define(field, text)
-  words = words + 1
-  local number = format('%d', words)
-  set(field, number)
-  set('w' .. number, text)
-  entry[#entry + 1] = 'w'
-  entry[#entry + 1] = number .. ' ' .. text
-  return number
-end
+local answers, fresh, tallies, decided = { 0, 0 }, {}, {}, 0
 
 for i = 1, count do
   local at = charges + (i - 1) * CHARGE
-  local case = HEAD + (tonumber(ARGS[at + 1]) - 1) * CASE
-  local place, id, mark = ARGS[at + 2], ARGS[at + 3], ARGS[at + 6]
-  local account, way = ARGS[case + 1], ARGS[case + 5]
-  local answer
+  local nth = count == 1 and 1 or tonumber(ARGS[at + 1])
+  local case, read = HEAD + (nth - 1) * CASE, 2 + (nth - 1) * 4
+  local place, id, mark, account = ARGS[at + 2], ARGS[at + 3], ARGS[at + 6], ARGS[case + 1]
+  local account_number = latest['a' .. account] or values[read]
+  local short = sub(place, 6)
+  local answer, is_lost, slot
 
-  -- Was this id decided before? The index names candidates, their records tell.
-  local account_number = known['a' .. account]
-  if account_number then
-    local short = sub(place, 6)
-    for level = 2, top + 1 do
-      local ids = known['i' .. sub(place, 1, level)]
-      local from = ids and find(ids, short, 1, true)
-      while from do
-        if from % ENTRY == 1 then
-          local number = 0
-          for digit = from + 5, from + 9 do
-            number = number * 256 + string.byte(ids, digit)
-          end
-          if number <= last then
-            local found = redis.call('XRANGE', ledger, format('%d-0', number), '+', 'COUNT', 1)[1]
-            local record
-            local back = found and tonumber(match(found[1], '^(%d+)%-0$')) - number
-            for place_of = found and #found[2] - 1 or 0, 1, -2 do
-              if found[2][place_of] == 'r' then
-                if back == 0 then
-                  record = found[2][place_of + 1]
-                end
-                back = back - 1
-              end
-            end
-            if not record then
-              return redis.error_reply(format('GRATISSTATE decision %d is not in the ledger', number))
-            end
-            local whose, facts = match(record, '^(%d+) (%d+) ')
-            local line_end = find(record, '\n', 1, true)
-            if whose == account_number and sub(record, line_end + 1, line_end + #id) == id then
-              local text = redis.call('HGET', state, 'w' .. facts)
-              if not text then
-                return redis.error_reply('GRATISSTATE the facts of a decision are gone')
-              end
-              answer = format('R%d ', number) .. text .. '\n' .. record
-            end
-          end
-        end
-        from = find(ids, short, from + 1, true)
+  -- Was this id decided before?
+  for level = 2, top + 1 do
+    slot = 'i' .. sub(place, 1, level)
+    local ids
+    if level <= levels + 1 then
+      ids = values[2 + cases * 4 + (i - 1) * levels + level - 2]
+    else
+      ids = call('HGET', state, slot)
+    end
+    local from = ids and find(ids, short, 1, true)
+    if from and account_number then
+      answer, is_lost = recall(ids, from, short, account_number, id, state, ledger)
+      if is_lost then
+        return wrong('a decision is not in the ledger, or its facts are gone')
+      elseif answer then
+        break
       end
+    end
+    if level == level_now + 1 then
+      values.slot = latest[slot] or ids or ''
     end
   end
   local own = count > 1 and account .. '\0' .. id
-  if own and not answer and fresh[own] then
+  if not answer and own and fresh[own] then
     answer = format('S%d', fresh[own])
   end
 
   if not answer and mark == 'A' then
     answer = 'A'
   end
-  local version = known['v' .. account] or '0'
+  local version = values[read + 1] or '0'
   if not answer and version ~= ARGS[case + 2] then
-    answer = 'V' .. (redis.call('HGET', state, 'e' .. version .. '\0' .. account) or '')
+    answer = 'V' .. (call('HGET', state, 'e' .. version .. '\0' .. account) or '')
   end
 
   if not answer then
-    local line = 'x'
-    local kind = sub(way, 1, 1)
-    if kind ~= 'x' then
-      local field, span, spare = ARGS[case + 7], ARGS[case + 8], 0
-      local tally, before = tallies[field], known[field]
-      if not tally and before then
-        local used, seq, of = match(before, '^(%d+) (%d+) (%d+ %d+)$')
-        if not used or #of ~= 37 or #used > 16 or #seq > 15 then
-          return redis.error_reply('GRATISSTATE a tally cannot be read')
-        end
-        tally = { used = tonumber(used), seq = tonumber(seq), span = of }
-        tallies[field] = tally
+    local field = ARGS[case + 7]
+    local before = values[read + 3]
+    local tally = tallies[field]
+    if not tally then
+      tally = before and read_tally(before) or { 0, 0, '', false, false }
+      if before and not tally[4] then
+        return wrong('a tally cannot be read')
       end
-      if kind == 'r' then
-        span, spare = sub(mark, 20, 56), sub(mark, 58)
-        if not (#spare <= 13 and match(spare, '^%d+$')) then
-          return redis.error_reply('GRATISSTATE an argument is no number')
-        end
-        spare = tonumber(spare)
-        if tally and sub(mark, 1, 18) < sub(tally.span, 20) then
-          span = tally.span
-        else
-          tally = nil -- the last window has ended
-        end
-      end
-      if sub(span, 20) <= kept then
-        line = 'l'
-      else
-        -- The rule.
-        local amount, allowance = ARGS[at + 5], ARGS[case + 6]
-        if not (#amount <= 13 and match(amount, '^%d+$') and #allowance <= 15 and match(allowance, '^%d+$')) then
-          return redis.error_reply('GRATISSTATE an argument is no number')
-        end
-        amount, allowance = tonumber(amount), tonumber(allowance)
-        local used, seq = 0, 0
-        if tally then
-          used, seq = tally.used, tally.seq
-        end
-        local counts, overage = sub(way, 2, 2), sub(way, 3, 3)
-        local is_free, free = amount <= allowance - used, amount
-        if not is_free then
-          free = 0
-          if overage ~= 'w' and allowance > used then
-            free = allowance - used
-          end
-        end
-        if kind == 'r' and not tally and not is_free and (overage ~= 'e' or free + spare == 0) then
-          line = format('n %d', amount)
-        else
-          used, seq = used + (counts == 'a' and amount or free), seq + 1
-          if used > EXACT_MAX then
-            return redis.error_reply('GRATISSTATE a window has used more than can be counted exactly')
-          end
-          line = format(is_free and 'w %d %d' or 'o %d %d %d %d', used, seq, amount, free)
-          if kind == 'r' then
-            line = line .. ' ' .. span
-          end
-          if not is_dry then
-            if not tally then -- a window opens: the account's list names it
-              local listed, name = 'l' .. account, sub(field, #account + 3)
-              if known[listed] == nil then
-                known[listed] = redis.call('HGET', state, listed)
-              end
-              if before then -- it rolls: the one before is kept under its own name
-                name = sub(name, 1, -5) .. sub(match(before, '%d+ %d+$'), 1, 18)
-                set('t' .. account .. '\0' .. name, before)
-              end
-              set(listed, (known[listed] or '') .. name .. '\n')
-              tally = {}
-              tallies[field] = tally
-            end
-            tally.used, tally.seq, tally.span = used, seq, span
-            set(field, format('%d %d %s', used, seq, span))
-          end
-        end
-      end
+      tallies[field] = tally
+    end
+    local ended = tally[4] and tally[3]
+    local used, seq = tally[1], tally[2]
+    local line, is_new, fault =
+      judge(ARGS[case + 5], ARGS[at + 5], ARGS[case + 6], ARGS[case + 8], tally, mark, kept, is_dry)
+    if fault then
+      return wrong(fault)
     end
     if not is_dry then
-      local facts = known['f' .. ARGS[case + 3]]
-      if not facts then
-        if ARGS[case + 4] == '' then
+      local facts = latest['f' .. ARGS[case + 3]] or values[read + 2]
+      if not facts or not account_number then -- numbers that stand for texts from now on; the ledger says it first
+        local function define(field, text)
+          words = words + 1
+          local number = format('%d', words)
+          set(field, number)
+          set('w' .. number, text)
+          entry[told + 1], entry[told + 2], told = 'w', number .. ' ' .. text, told + 2
+          return number
+        end
+        if not facts and ARGS[case + 4] == '' then
           return 'facts'
         end
-        facts = define('f' .. ARGS[case + 3], ARGS[case + 4])
+        facts = facts or define('f' .. ARGS[case + 3], ARGS[case + 4])
+        account_number = account_number or define('a' .. account, 'a' .. account)
       end
-      account_number = account_number or define('a' .. account, 'a' .. account)
       line = account_number .. ' ' .. facts .. ' ' .. line
       decided = decided + 1
-      entry[#entry + 1] = 'r'
-      entry[#entry + 1] = line .. '\n' .. id .. ARGS[at + 4]
+      entry[told + 1], entry[told + 2], told = 'r', line .. '\n' .. id .. ARGS[at + 4], told + 2
       if own then
         fresh[own] = i
       end
-      local number, slot = last + decided, 'i' .. sub(place, 1, level_now + 1)
-      set(slot, (known[slot] or '') .. sub(place, 6) .. string.char(
+      if is_new then -- a window opens: the account's list names it
+        local listed, name = 'l' .. account, sub(field, #account + 3)
+        local list = latest[listed] or call('HGET', state, listed) or ''
+        if ended then -- it rolls: the one before is kept under its own name
+          name = sub(name, 1, -5) .. sub(ended, 1, 18)
+          set('t' .. account .. '\0' .. name, format('%d %d %s', used, seq, ended))
+        end
+        set(listed, list .. name .. '\n')
+      end
+      local number = last + decided
+      set('i' .. sub(place, 1, level_now + 1), values.slot .. short .. string.char(
         floor(number / 4294967296), floor(number / 16777216) % 256, floor(number / 65536) % 256,
         floor(number / 256) % 256, number % 256))
     end
@@ -282,26 +317,25 @@ if decided == 0 then
 end
 
 -- Commit.
-local added = redis.pcall('XADD', ledger, last .. '-0', unpack(entry))
+local added = redis.pcall('XADD', ledger, format('%d-0', last), unpack(entry, 1, told))
 if type(added) == 'table' and added.err then
   if find(added.err, 'equal or smaller', 1, true) then
-    return redis.error_reply('GRATISBEHIND ' .. (last - decided))
+    return redis.error_reply(format('GRATISBEHIND %d', last - decided))
   end
   return added
 end
 
 -- Derive; the counters come last.
-set('n', format('%d %d %d %d %s', last, base, words, top, kept_here))
-local written, at = {}, 0
-for i = 1, #fields do
-  written[at + 1], written[at + 2] = fields[i], changed[fields[i]]
-  at = at + 2
-  if at >= PART or i == #fields then
-    local done = redis.pcall('HSET', state, unpack(written))
-    if type(done) == 'table' and done.err then
-      break
-    end
-    written, at = {}, 0
+for field, tally in pairs(tallies) do
+  if tally[5] then
+    set(field, format('%d %d %s', tally[1], tally[2], tally[3]))
+  end
+end
+set('n', format('%d %s %s %d %s', last, base, words, top, kept_here))
+for from = 1, size, PART do
+  local done = redis.pcall('HSET', state, unpack(written, from, math.min(from + PART - 1, size)))
+  if type(done) == 'table' then
+    break
   end
 end
 return answers

@@ -46,6 +46,7 @@ CASES_CACHED_MAX = 20_000
 PLACE_BYTES = 10
 HEAD_ARGUMENTS, CASE_ARGUMENTS, CHARGE_ARGUMENTS = 5, 8, 6
 NO_INSTANT = digits(0)
+DECIDE, DRY = b"$6\r\ndecide\r\n", b"$3\r\ndry\r\n"
 
 _DECIDED, _AHEAD, _OUTDATED = Status.DECIDED, Status.AHEAD, Status.OUTDATED
 _ALL, _EXCESS, _TOKENS = Counts.ALL, Overage.EXCESS, Unit.TOKENS
@@ -58,18 +59,20 @@ class Script:
         self.text = files("gratis.stores.redis").joinpath(name).read_bytes()
         digest = sha1(self.text, usedforsecurity=False).hexdigest().encode()
         self._by_digest = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % digest
+        self._keys: dict[int, bytes] = {}
         self._whole = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(self.text), self.text)
 
     def call(self, shard: Shard, arguments: bytes, count: int, *, also: bytes = b"", replies: int = 1) -> Call:
         """The call of it on a shard's keys, with so many packed arguments."""
-        keys = b"$1\r\n2\r\n" + _bulk(shard.state) + _bulk(shard.ledger)
+        keys = self._keys.get(shard.number)
+        if keys is None:
+            keys = self._keys[shard.number] = b"$1\r\n2\r\n" + _bulk(shard.state) + _bulk(shard.ledger)
         head = b"*%d\r\n" % (count + 5)
-        tail = keys + arguments + also
 
         def whole() -> bytes:
-            return head + self._whole + tail
+            return b"".join((head, self._whole, keys, arguments, also))
 
-        return Call(shard.slot, head + self._by_digest + tail, replies, whole)
+        return Call(shard.slot, b"".join((head, self._by_digest, keys, arguments, also)), replies, whole)
 
 
 class Case:
@@ -163,18 +166,12 @@ class Calls:
                 cases.append(case.brief if case.is_told else case.full)
                 number = numbers[id(case)] = len(cases)
             rows.append(_row(charge, place, number, moment))
-        head = b"".join(
-            map(
-                _bulk,
-                (
-                    b"dry" if dry else b"decide",
-                    b"%d" % seen,
-                    b"%d" % level(seen + len(charges)),
-                    NO_INSTANT if moment.kept_since is None else digits(moment.kept_since),
-                    b"%d" % len(cases),
-                ),
-            )
-        )
+        last, number_of_cases = b"%d" % seen, b"%d" % len(cases)
+        head = b"%b$%d\r\n%b\r\n$1\r\n%d\r\n$18\r\n%b\r\n$%d\r\n%b\r\n" % (
+            DRY if dry else DECIDE, len(last), last, level(seen + len(charges)),
+            NO_INSTANT if moment.kept_since is None else digits(moment.kept_since),
+            len(number_of_cases), number_of_cases,
+        )  # fmt: skip
         count = HEAD_ARGUMENTS + CASE_ARGUMENTS * len(cases) + CHARGE_ARGUMENTS * len(rows)
         arguments = b"".join((head, *cases, *rows))
         return self._script.call(shard, arguments, count, also=also, replies=replies), places
@@ -189,9 +186,9 @@ def _row(charge: Charge, place: bytes, number: int, moment: Moment) -> bytes:
         mark = b"A"
     elif charge.rolls and charge.window is not None:
         mark = _rolling_mark(charge, charge.window)
-    return b"$%d\r\n%d\r\n$10\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%d\r\n$%d\r\n%b\r\n" % (
-        len(str(number)), number, place, len(packed_id), packed_id, len(rest), rest,
-        len(str(charge.amount)), charge.amount, len(mark), mark,
+    nth, amount = b"%d" % number, b"%d" % charge.amount
+    return b"$%d\r\n%b\r\n$10\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+        len(nth), nth, place, len(packed_id), packed_id, len(rest), rest, len(amount), amount, len(mark), mark,
     )  # fmt: skip
 
 
@@ -206,7 +203,7 @@ def _rolling_mark(charge: Charge, window: Window) -> bytes:
 
 def level(ids: int) -> int:
     """How many levels the index has that holds so many ids."""
-    return 1 + sum(ids > most for most in LEVEL_MAX)
+    return 1 if ids <= LEVEL_MAX[0] else 1 + sum(ids > most for most in LEVEL_MAX)
 
 
 def receipts(

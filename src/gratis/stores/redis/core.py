@@ -33,7 +33,7 @@ from gratis.stores.redis.layout import (
 )
 from gratis.stores.redis.mend import mended
 from gratis.stores.redis.reading import Reading
-from gratis.stores.redis.servers import Behind, Call, Cluster, Greeted, One, Servers
+from gratis.stores.redis.servers import Behind, Call, Cluster, Greeted, One, Servers, answers
 from gratis.stores.redis.trim import trimmed
 from gratis.stores.redis.wire import packed
 
@@ -54,6 +54,7 @@ SHARDS_OF_CLUSTERS = 16
 MICROSECOND = timedelta(microseconds=1)
 ROUNDS_MAX = 256
 MEASURED_FOR = 60_000_000
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 TIME = packed("TIME")
 _DURABILITIES = list(Durability)
 
@@ -72,7 +73,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 def _boottime() -> int:
     """Microseconds that have passed, those asleep included."""
-    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) // 1_000
+    return time.clock_gettime_ns(_BOOTTIME) // 1_000
 
 
 class Core:
@@ -87,6 +88,9 @@ class Core:
         self._seen: list[int] = []
         self._is_met = False
         self._measured = (0, 0)
+        bounds = settings.bounds
+        self._ahead = None if bounds is None else bounds.ahead // MICROSECOND
+        self._keep = None if bounds is None else bounds.keep // MICROSECOND
 
     # What servers say of themselves.
 
@@ -162,13 +166,11 @@ class Core:
     def apply(self, charges: Sequence[Charge], *, dry: bool) -> Flow[list[Receipt]]:
         """Apply each charge once, an account's in order; shards are asked side by side."""
         moment = self._moment()
-        work: dict[int, deque[list[tuple[int, Charge, Case]]]] = {}
-        for place, charge in enumerate(charges):
-            case = self._calls.case(charge, self.durability)
-            parts = work.setdefault(case.shard, deque())
-            if not parts or len(parts[-1]) >= CHARGES_MAX:
-                parts.append([])
-            parts[-1].append((place, charge, case))
+        if len(charges) == 1:
+            found_one = yield from self._apply_one(charges[0], moment, dry=dry)
+            if found_one is not None:
+                return found_one
+        work = self._by_shard(charges)
         found: dict[int, Receipt] = {}
         errors: list[StoreError] = []
         lost: set[int] = set()
@@ -190,6 +192,29 @@ class Core:
             raise _worst(errors, has_written=not dry and any(one.status is Status.DECIDED for one in found.values()))
         return [found[place] for place in range(len(charges))]
 
+    def _by_shard(self, charges: Sequence[Charge]) -> dict[int, deque[list[tuple[int, Charge, Case]]]]:
+        """Each shard's charges, in parts of which each is one call; with each charge its place."""
+        work: dict[int, deque[list[tuple[int, Charge, Case]]]] = {}
+        for place, charge in enumerate(charges):
+            case = self._calls.case(charge, self.durability)
+            parts = work.setdefault(case.shard, deque())
+            if not parts or len(parts[-1]) >= CHARGES_MAX:
+                parts.append([])
+            parts[-1].append((place, charge, case))
+        return work
+
+    def _apply_one(self, charge: Charge, moment: Moment, *, dry: bool) -> Flow[list[Receipt] | None]:
+        """Apply a lone charge; None if that takes more than one question."""
+        case = self._calls.case(charge, self.durability)
+        part = ((charge, case),)
+        call, places = self._written(case.shard, part, moment, dry=dry)
+        (result,) = yield from answers(self.asking.servers, (call,), timer=time.monotonic, patience=self.settings.wait)
+        if isinstance(result, list) and self._heard(case.shard, part, result):
+            return receipts(result[0][1:], part, places, self.durability, moment, dry=dry)
+        if isinstance(result, StoreError) and not (isinstance(result, Behind) and not result.was_lost):
+            raise unknown(result) if isinstance(result, Behind) else result
+        return None
+
     def _excuse(self, number: int, result: object, lost: set[int]) -> Flow[StoreError | None]:
         """The error that ends a shard's work; none where it may go on, if need be after its state was mended."""
         error = result if isinstance(result, StoreError) else None
@@ -200,10 +225,10 @@ class Core:
         return unknown(error) if error is not None and number in lost else error
 
     def _moment(self) -> Moment:
-        now, bounds = self.now(), self.settings.bounds
-        if bounds is None:
+        now = self.now()
+        if self._ahead is None or self._keep is None:
             return Moment(now, None, None)
-        return Moment(now, now + bounds.ahead // MICROSECOND, now - bounds.keep // MICROSECOND)
+        return Moment(now, now + self._ahead, now - self._keep)
 
     def _written(
         self, number: int, part: Sequence[tuple[Charge, Case]], moment: Moment, *, dry: bool
@@ -222,8 +247,8 @@ class Core:
         is_known = result[0] != b"facts"
         for _, case in part:
             case.is_told = is_known
-        if is_known:
-            self._seen[number] = max(self._seen[number], result[0][0])
+        if is_known and result[0][0] > self._seen[number]:
+            self._seen[number] = result[0][0]
         return bool(is_known)
 
     # Enrollments.

@@ -257,9 +257,29 @@ def answers(
     servers: Servers, calls: Sequence[Call], *, timer: Callable[[], float], patience: float
 ) -> Generator[Wave, list[Result], list[Any]]:
     """Have each call answered: by its replies, or by the error that says what became of it."""
+    addresses = [servers.at(call.slot) for call in calls]
+    results: list[Result] = []
+    if None not in addresses:  # nearly always: every server is known, and answers at once
+        pairs = zip(calls, addresses, strict=True)
+        results = yield Wave(tuple([Send(at, call.command, call.replies, call.is_shard) for call, at in pairs if at]))
+        if all(type(result) is list and not isinstance(result[0], hiredis.ReplyError) for result in results):
+            return results
+    return (yield from _persist(servers, calls, results, timer=timer, patience=patience))
+
+
+def _persist(
+    servers: Servers, calls: Sequence[Call], first: list[Result], *, timer: Callable[[], float], patience: float
+) -> Generator[Wave, list[Result], list[Any]]:
+    """Have calls answered of which some were not at first."""
     errands = [_Errand(call) for call in calls]
-    pending, pause, ends = errands, 0.0, timer() + patience
+    ends, pause = timer() + patience, 0.0
+    for errand, result in zip(errands, first, strict=False):
+        errand.take(result, servers)
+        pause = PAUSE_S if errand.is_slow else pause
+    pending = [errand for errand in errands if not errand.is_over]
     for _ in range(TURNS_MAX):
+        if not pending or (pause and timer() >= ends):
+            break
         results: list[Result]
         try:
             if any(servers.at(errand.call.slot) is None for errand in pending):
@@ -271,8 +291,6 @@ def answers(
         for errand, result in zip(pending, results, strict=True):
             errand.take(result, servers)
         pending = [errand for errand in pending if not errand.is_over]
-        if not pending or timer() >= ends:
-            break
         pause = min(PAUSE_MAX_S, pause * 2 or PAUSE_S) if any(errand.is_slow for errand in pending) else 0.0
     return [errand.answer for errand in errands]
 

@@ -1,0 +1,115 @@
+"""Callers of stores on servers: blocking or in a loop, patient or not, and what the ledger has of their requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Self
+
+from gratis import AsyncMeter, Decision, Enrollment, Meter, Request, StoreError
+from gratis.lines import decision_line
+from gratis.offers import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gratis.stores.redis.store import RedisStore
+
+NOW = datetime(2025, 4, 20, 12, tzinfo=UTC)
+LARGE = "gpt-4o-2024-08-06"
+OFFER = load("openai-data-sharing")
+ENROLLED = Enrollment(tier=3, sharing="enabled")
+# Of one attempt no other is made; a caller with time has as many as a slow machine needs.
+ONE_ATTEMPT, PATIENT = 1e-6, 60.0
+
+
+def at_noon() -> datetime:
+    """What the clock shows of every store here."""
+    return NOW
+
+
+def request(name: object, tokens: int | None = 10, **fields: Any) -> Request:
+    """A request of noon."""
+    return Request(
+        **{"id": f"r{name}", "model": LARGE, "at": NOW, "input_tokens": tokens, "output_tokens": 0, **fields}
+    )
+
+
+class Caller:
+    """One meter and, if it is asynchronous, the loop in which it is asked."""
+
+    def __init__(self, kind: type[Meter | AsyncMeter], store: RedisStore) -> None:
+        self.store = store
+        self.meter = kind(store, OFFER, assume=ENROLLED)
+        self.is_shared = kind is AsyncMeter
+        """Whether it has one connection a server, on which all calls are."""
+
+    def __enter__(self) -> Self:
+        self._runner = asyncio.Runner()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._runner:
+            self.run(self.meter.close)
+
+    def run(self, verb: Callable[..., Any], *args: Any) -> Any:
+        """What a verb of the meter answers."""
+
+        async def asked() -> Any:
+            given = verb(*args)
+            return await given if isawaitable(given) else given
+
+        return self._runner.run(asked())
+
+    def decide(self, requests: Sequence[Request]) -> list[Any]:
+        """The decisions on requests: one is asked singly, several in a batch."""
+        if len(requests) == 1:
+            return [self.run(self.meter.decide, requests[0])]
+        answers: list[Any] = self.run(self.meter.decide_many, requests)
+        return answers
+
+    def ask(self, requests: Sequence[Request], *, patience: float) -> list[Any] | StoreError:
+        """The decisions on requests, or what was told instead."""
+        self.store._core.asking._patience = patience
+        try:
+            return self.decide(requests)
+        except StoreError as error:
+            return error
+
+    def hang_up(self) -> None:
+        """The next call needs a new connection."""
+        self.store._link.close()
+        self.run(self.store.close_async)
+
+
+def ledger_of(store: RedisStore) -> dict[tuple[str, str], dict[str, Any]]:
+    """The ledger's lines by account and id, each of which is there once."""
+    lines = [decision_line(entry.decision) for entry in store.entries()]
+    found = {key_of(line): line for line in lines}
+    assert len(found) == len(lines), f"decided twice: {Counter(map(key_of, lines)).most_common(3)}"
+    return found
+
+
+def key_of(line: dict[str, Any]) -> tuple[str, str]:
+    """By what a decision's line is found."""
+    return line["account"], line["id"]
+
+
+def keys_of(requests: Sequence[Request]) -> set[tuple[str, str]]:
+    """By what the lines of requests are found."""
+    return {(request.account, request.id) for request in requests}
+
+
+def check_decided(answers: list[Any] | StoreError, requests: Sequence[Request], store: RedisStore) -> list[bool]:
+    """Each request has its decision, which the ledger has once, with the same fields; whether each was replayed."""
+    assert isinstance(answers, list), repr(answers)
+    assert [(type(answer), answer.id, answer.account) for answer in answers] == [
+        (Decision, request.id, request.account) for request in requests
+    ]
+    ledger = ledger_of(store)
+    for answer in answers:
+        line = decision_line(answer)
+        assert {**line, "replayed": False} == ledger[key_of(line)]
+    return [answer.replayed for answer in answers]

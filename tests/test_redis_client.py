@@ -1,0 +1,382 @@
+"""The client of Redis and Valkey against servers that fail in every way: a request is decided once, and never called
+not executed if it was.
+"""
+
+from __future__ import annotations
+
+import socketserver
+from contextlib import ExitStack, closing
+from functools import cached_property
+from itertools import count
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import hiredis
+import pytest
+
+from gratis import AsyncMeter, Meter, NotExecuted, OutcomeUnknown
+from gratis.stores.redis.core import Settings
+from gratis.stores.redis.layout import account_word
+from gratis.stores.redis.servers import Cluster as ClusterServers
+from gratis.stores.redis.store import RedisStore
+from gratis.stores.redis.wire import Access, Address
+from gratis.stores.urls import open_store
+
+from .callers import ONE_ATTEMPT, PATIENT, Caller, at_noon, check_decided, keys_of, ledger_of, request
+from .proxy import Fault, Proxy
+from .servers import HOST, Cluster, Server, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gratis import Request
+
+LONG_S, SHORT_S, MOMENT_S = 20.0, 0.03, 0.005
+FOR_EVER = 1 << 30
+NAMES = (f"row {number}" for number in count())
+SERVICE = "gratis"
+
+
+class Stub:
+    """A server that answers each command with what a function says of it, and whatever else with an error."""
+
+    def __init__(self, answer: Callable[[list[bytes]], bytes | None]) -> None:
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                reader = hiredis.Reader()
+                while data := self.request.recv(1 << 16):
+                    reader.feed(data)
+                    while command := reader.gets():
+                        self.request.sendall(answer(command) or b"-ERR unknown command\r\n")
+
+        self._server = socketserver.ThreadingTCPServer((HOST, 0), Handler)
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": MOMENT_S})
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Its loopback host and port."""
+        return HOST, self._server.server_address[1]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def bulk(*words: object) -> bytes:
+    """Words as an answer has them."""
+    parts = [str(word).encode() for word in words]
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+def sentinel_of(address: tuple[str, int]) -> Stub:
+    """A sentinel that names this address as the master."""
+
+    def answer(command: list[bytes]) -> bytes | None:
+        if command == [b"SENTINEL", b"get-master-addr-by-name", SERVICE.encode()]:
+            return bulk(*address)
+        return None
+
+    return Stub(answer)
+
+
+# --- A proxy before each server -------------------------------------------------------------------
+
+
+class Site:
+    """A store behind doors: a proxy before each of its servers, which counts what it forwards and faults on demand."""
+
+    shards: int | None = None
+
+    def __init__(self, stack: ExitStack, servers: Sequence[Server], *, tcp: bool = True) -> None:
+        self.servers = servers
+        self._open_doors = stack.enter_context(ExitStack())
+        self.doors = [
+            self._open_doors.enter_context(Proxy(server.tcp_address if tcp else server.address, tcp=tcp))
+            for server in servers
+        ]
+        self.stack = stack
+        self.namespace = next(NAMES)
+
+    def open(self, timeout: float) -> RedisStore:
+        """The store through its doors; each attempt has so many seconds."""
+        raise NotImplementedError
+
+    @cached_property
+    def direct(self) -> RedisStore:
+        """The same store, past the doors."""
+        url = f"{self.servers[0].tcp_url}/?namespace={self.namespace}"
+        return self.stack.enter_context(closing(open_store(url, clock=at_noon)))
+
+    def arm(self, fault: Fault, *, times: int = FOR_EVER, seconds: float = 0.0) -> None:
+        """The next calls, so many at each door, meet a fault."""
+        for door in self.doors:
+            door.arm(fault, times=times, seconds=seconds)
+
+    def leave(self) -> None:
+        """Nobody listens at the doors any more."""
+        self._open_doors.close()
+
+    def counts(self) -> tuple[int, int]:
+        """How many calls the doors have forwarded, and how many the servers have executed."""
+        stats = [server.ask("INFO", "commandstats") for server in self.servers]
+        names = ("cmdstat_eval", "cmdstat_evalsha")
+        executed = sum(stat[name]["calls"] for stat in stats for name in names if name in stat)
+        return sum(door.forwarded for door in self.doors), executed
+
+
+class AtPort(Site):
+    """One server at a port."""
+
+    def open(self, timeout: float) -> RedisStore:
+        """By its URL."""
+        url = f"{self.doors[0].url}/?namespace={self.namespace}&timeout={timeout}&wait={PATIENT}"
+        return open_store(url if self.shards is None else f"{url}&shards={self.shards}", clock=at_noon)
+
+
+class FourShards(AtPort):
+    """Four shards on one server."""
+
+    shards = 4
+
+
+class AtSocket(Site):
+    """One server at a Unix socket."""
+
+    def __init__(self, stack: ExitStack, servers: Sequence[Server]) -> None:
+        super().__init__(stack, servers, tcp=False)
+
+    def open(self, timeout: float) -> RedisStore:
+        """By its URL."""
+        url = f"{self.doors[0].url}?namespace={self.namespace}&timeout={timeout}&wait={PATIENT}"
+        return open_store(url, clock=at_noon)
+
+
+class BehindASentinel(Site):
+    """A server that a sentinel names."""
+
+    def __init__(self, stack: ExitStack, servers: Sequence[Server]) -> None:
+        super().__init__(stack, servers)
+        self._sentinel = stack.enter_context(sentinel_of(self.doors[0].address))
+
+    def open(self, timeout: float) -> RedisStore:
+        """By the sentinel's URL."""
+        host, port = self._sentinel.address
+        options = f"namespace={self.namespace}&timeout={timeout}&wait={PATIENT}"
+        return open_store(f"redis+sentinel://{host}:{port}/{SERVICE}?{options}", clock=at_noon)
+
+
+class Doors(ClusterServers):
+    """A cluster whose servers are asked through doors, wherever they say that they are."""
+
+    def __init__(self, seeds: Sequence[Address], doors: dict[Address, Address]) -> None:
+        super().__init__(seeds)
+        self._doors = doors
+
+    def at(self, slot: int) -> Address | None:
+        """The door before the master of a slot."""
+        address = super().at(slot)
+        return None if address is None else self._doors[address]
+
+
+class AtMasters(Site):
+    """A cluster of three masters."""
+
+    def open(self, timeout: float) -> RedisStore:
+        """By hand, since masters tell their own addresses."""
+        seeds = [Address(*server.tcp_address) for server in self.servers]
+        doors = {seed: Address(*door.address) for seed, door in zip(seeds, self.doors, strict=True)}
+        settings = Settings(namespace=self.namespace, wait=PATIENT, clock=at_noon)
+        return RedisStore(Doors(seeds, doors), Access(timeout=timeout), settings)
+
+
+SITES = {
+    "at a port": AtPort,
+    "at a socket": AtSocket,
+    "behind a sentinel": BehindASentinel,
+    "in a cluster": AtMasters,
+    "in four shards": FourShards,
+}
+
+
+class Weather(NamedTuple):
+    """A fault, how much time an attempt has, and what must follow from them."""
+
+    fault: Fault
+    timeout: float
+    is_executed: bool
+    is_answered: bool = False
+    seconds: float = 0.0
+
+
+FAULTS = {
+    "cut before": Weather("cut_before", LONG_S, is_executed=False),
+    "cut after": Weather("cut_after", LONG_S, is_executed=True),
+    "swallowed": Weather("swallow", SHORT_S, is_executed=True),
+    "halved": Weather("half", LONG_S, is_executed=True),
+    "reset": Weather("reset", LONG_S, is_executed=True),
+    "delayed": Weather("delay", LONG_S, is_executed=True, is_answered=True, seconds=MOMENT_S),
+    "black hole": Weather("black_hole", SHORT_S, is_executed=False),
+}
+ROWS = [
+    pytest.param(site, weather, id=f"{weather} {site}")
+    for site in SITES
+    for weather in FAULTS
+    if (site, weather) != ("at a socket", "reset")  # a UNIX socket knows no reset
+]
+each_fault = pytest.mark.parametrize(("site", "weather"), ROWS, indirect=True)
+each_kind = pytest.mark.parametrize("kind", [Meter, AsyncMeter], ids=["blocking", "asyncio"])
+
+
+def shape(name: str, size: int, accounts: int = 1) -> list[Request]:
+    """So many requests of so many accounts."""
+    return [request(f"{name} {number}", account=f"account {number % accounts}") for number in range(size)]
+
+
+SHAPES = {"one": (1, 1), "a batch": (50, 1), "a batch over accounts": (50, 3)}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server, at a socket and at a port."""
+    with Server(tcp=True) as server:
+        yield told_the_scripts(server)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three masters."""
+    with Cluster() as cluster:
+        told_the_scripts(cluster.nodes[0])
+        yield cluster
+
+
+def told_the_scripts(server: Server) -> Server:
+    """A server that knows the scripts, and so do the others of its cluster."""
+    with Caller(Meter, open_store(f"{server.tcp_url}/?namespace={next(NAMES)}", clock=at_noon)) as caller:
+        caller.decide(shape("warm", 100, accounts=100))
+    return server
+
+
+@pytest.fixture
+def site(request) -> Iterator[Site]:
+    """A new store behind doors; each of its servers knows the scripts."""
+    kind = SITES[request.param]
+    servers = request.getfixturevalue("cluster").nodes if kind is AtMasters else [request.getfixturevalue("server")]
+    with ExitStack() as stack:
+        yield kind(stack, servers)
+
+
+@pytest.fixture
+def weather(request) -> Weather:
+    """A fault and what must follow."""
+    return FAULTS[request.param]
+
+
+def shards_of(store: RedisStore, requests: Sequence[Request]) -> int:
+    """How many shards are asked for requests: each has a call of its own."""
+    asking = store._core.asking
+    return len({asking.shard_of(account_word("openai-data-sharing", request.account)) for request in requests})
+
+
+@each_kind
+@each_fault
+def test_a_fault_that_comes_once_is_not_noticed(site, weather, kind):
+    """A call meets a fault once, is answered, and is executed again only if its answer was lost."""
+    with Caller(kind, site.open(weather.timeout)) as caller:
+        for name, (size, accounts) in SHAPES.items():
+            requests = shape(name, size, accounts)
+            forwarded, _ = site.counts()
+            site.arm(weather.fault, times=1, seconds=weather.seconds)
+            replayed = check_decided(caller.ask(requests, patience=PATIENT), requests, site.direct)
+            forwarded = site.counts()[0] - forwarded
+            assert any(replayed) == (forwarded > shards_of(caller.store, requests))
+            assert any(replayed) or weather.is_answered or not weather.is_executed
+
+
+@each_kind
+@each_fault
+def test_a_fault_that_stays_is_told_as_what_it_is(site, weather, kind):
+    """A call that meets a fault each time is executed once an attempt, told unknown, and decided once in the end."""
+    with Caller(kind, site.open(weather.timeout)) as caller:
+        for name, (size, accounts) in SHAPES.items():
+            requests, direct = shape(name, size, accounts), site.direct
+            calls = shards_of(caller.store, requests)
+            is_alone = calls == 1 or not caller.is_shared  # or else a fault meets its neighbours on the connection, too
+            site.arm(weather.fault, seconds=weather.seconds)
+
+            before = site.counts()
+            answers = caller.ask(requests, patience=ONE_ATTEMPT)
+            if weather.is_answered:
+                assert check_decided(answers, requests, direct) == [False] * size
+            else:
+                assert type(answers) is OutcomeUnknown
+            if is_alone:
+                added = calls * weather.is_executed
+                until(lambda: site.counts() == (before[0] + added, before[1] + added), "each call is executed once")  # noqa: B023 - called at once
+                assert keys_of(requests) & ledger_of(direct).keys() == (keys_of(requests) if added else set())
+
+            answers = caller.ask(requests, patience=2 * weather.timeout if weather.timeout == SHORT_S else SHORT_S)
+            assert weather.is_answered or type(answers) is OutcomeUnknown
+            forwarded, executed = site.counts()
+            until(lambda: site.counts()[1] - before[1] == forwarded - before[0] or not is_alone, "all is executed")  # noqa: B023 - called at once
+
+            site.arm("pass")
+            known = ledger_of(direct).keys()
+            replayed = check_decided(caller.ask(requests, patience=PATIENT), requests, direct)
+            assert not is_alone or replayed == [(one.account, one.id) in known for one in requests]
+
+
+@each_kind
+@each_fault
+def test_what_was_never_sent_is_not_executed(site, weather, kind):
+    """A fault that meets a new connection's greeting each time is told as not executed, since it is not."""
+    requests = shape("one", 1)
+    with Caller(kind, site.open(weather.timeout)) as caller:
+        caller.hang_up()
+        for door in site.doors:
+            door.markers = (b"INFO",)
+        if not weather.is_answered:
+            site.arm(weather.fault)
+            _, executed = site.counts()
+            for patience in (ONE_ATTEMPT, 2 * MOMENT_S):
+                assert type(caller.ask(requests, patience=patience)) is NotExecuted
+            assert (site.counts()[1], ledger_of(site.direct)) == (executed, {})
+        site.arm(weather.fault, times=1, seconds=weather.seconds)
+        assert check_decided(caller.ask(requests, patience=PATIENT), requests, site.direct) == [False]
+
+
+@each_kind
+@pytest.mark.parametrize("site", SITES, indirect=True)
+def test_a_server_that_is_gone_executes_nothing(site, kind):
+    """Where nobody listens any more, a call is not executed; whoever still reaches the server decides it."""
+    requests = shape("one", 1)
+    with Caller(kind, site.open(LONG_S)) as caller:
+        caller.hang_up()
+        site.leave()
+        answers = caller.ask(requests, patience=2 * MOMENT_S)
+        assert type(answers) is NotExecuted
+        assert ledger_of(site.direct) == {}
+    with Caller(kind, site.direct) as caller:
+        assert check_decided(caller.decide(requests), requests, site.direct) == [False]
+
+
+@each_kind
+@pytest.mark.parametrize("fault", ["late", "delay"])
+@pytest.mark.parametrize("site", ["at a port"], indirect=True)
+def test_what_comes_late_changes_nothing(site, fault, kind):
+    """A call or an answer that comes when nobody waits for it any more is neither decided again nor another's."""
+    requests = shape("one", 30)
+    with Caller(kind, site.open(SHORT_S)) as caller:
+        replayed = []
+        for one in requests:
+            site.arm(fault, times=1, seconds=SHORT_S + MOMENT_S)
+            replayed += check_decided(caller.ask([one], patience=PATIENT), [one], site.direct)
+        forwarded, _ = site.counts()
+        assert any(replayed) or fault == "late"
+        until(lambda: len(set(site.counts())) == 1 and site.doors[0].left == 0, "all is executed")
+        assert check_decided(caller.ask(requests, patience=PATIENT), requests, site.direct) == [True] * len(requests)
