@@ -35,19 +35,44 @@ class Gathered:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gratis-store")
         self._waiting: deque[tuple[Sequence[Charge], asyncio.Future[list[Receipt]]]] = deque()
         self._draining: asyncio.Task[None] | None = None
+        self._is_busy = False
+        self._is_crowded = False  # whether the last call was for many
+        self._resting: asyncio.Future[None] | None = None
         self._is_closed = False
 
     async def apply(self, charges: Sequence[Charge]) -> list[Receipt]:
         """Apply each charge once, in order, with whatever else waits."""
         if self.store.is_instant:
             return self.store.apply(charges)
+        if not self._is_busy and not self._is_crowded and isinstance(self.store, Awaited):
+            return await self._apply_lone(self.store, charges)
         if len(self._waiting) >= WAITING_MAX:
             raise NotExecuted(f"{WAITING_MAX} calls wait for the store already")
         answer: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
         self._waiting.append((charges, answer))
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain())
+        if not self._is_busy:
+            self._go_on()
         return await answer
+
+    async def _apply_lone(self, store: Awaited, charges: Sequence[Charge]) -> list[Receipt]:
+        """Ask at once, in the caller's own task; whoever comes meanwhile is asked for together, afterwards."""
+        self._is_busy = True
+        try:
+            return await store.apply_async(charges)
+        finally:
+            self._rest()
+            if self._waiting:
+                self._go_on()
+
+    def _rest(self) -> None:
+        """Nobody asks the store any more."""
+        self._draining, self._is_busy = None, False
+        if self._resting is not None and not self._resting.done():
+            self._resting.set_result(None)
+
+    def _go_on(self) -> None:
+        self._is_busy = True
+        self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
         try:
@@ -57,9 +82,10 @@ class Gathered:
                 while self._waiting and size + len(self._waiting[0][0]) <= BATCH_MAX:
                     calls.append(self._waiting.popleft())
                     size += len(calls[-1][0])
+                self._is_crowded = len(calls) > 1
                 await self._ask(calls)
         finally:
-            self._draining = None
+            self._rest()
             for _, answer in self._waiting:  # only where the loop ends meanwhile
                 if not answer.done():
                     answer.set_exception(NotExecuted("the loop ended before the store was asked"))
@@ -97,8 +123,9 @@ class Gathered:
 
     async def close(self) -> None:
         """Let what is under way end, then close the store."""
-        if self._draining is not None:
-            await asyncio.wait([self._draining])
+        while self._is_busy:
+            self._resting = asyncio.get_running_loop().create_future()
+            await self._resting
         if not self._is_closed:
             if isinstance(self.store, Awaited):
                 await self.store.close_async()
