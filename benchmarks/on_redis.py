@@ -26,7 +26,6 @@ from benchmarks.scene import (
     NO_OP_CALL,
     QUICK,
     TOKENS,
-    WARMING,
     Latency,
     Scene,
     Supply,
@@ -314,7 +313,7 @@ async def _async_work(scene: Scene, stack: AsyncExitStack, namespace: str, accou
     meter = await stack.enter_async_context(AsyncMeter.open(scene.url(namespace)))
     for account in accounts:
         await meter.enroll(account, ENROLLED, actor="owner")
-    await meter.decide_many(Supply(accounts, seed=WARMING).take(len(accounts)))
+    await meter.decide_many(Supply(accounts).take(len(accounts)))
     return deciding("`AsyncMeter.decide`", meter, Supply(accounts))
 
 

@@ -12,6 +12,7 @@ import string
 import sys
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from itertools import count
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +36,7 @@ NO_OP = "return 0"
 NO_OP_CALL = "no-op script, 3 arguments"
 PERCENT_99 = 0.99
 STARTED = perf_counter()
-WARMING = -1  # the seed of what is asked before anything is timed
+SEEDS = count()
 
 
 class Plan(NamedTuple):
@@ -50,7 +51,7 @@ class Plan(NamedTuple):
     sample: int
 
 
-FULL = Plan(rounds=9, slices=4, calls=100, async_calls=300, async_items=1_280, large=1_000_000, sample=20_000)
+FULL = Plan(rounds=7, slices=4, calls=100, async_calls=300, async_items=1_280, large=1_000_000, sample=20_000)
 QUICK = Plan(rounds=3, slices=2, calls=100, async_calls=100, async_items=448, large=100_000, sample=5_000)
 
 
@@ -92,7 +93,7 @@ class Scene(NamedTuple):
         meter = self.stack.enter_context(Meter.open(self.url(namespace)))
         for account in enrolled:
             meter.enroll(account, ENROLLED, actor="owner")
-        meter.decide_many(Supply(enrolled, seed=WARMING).take(len(enrolled)))
+        meter.decide_many(Supply(enrolled).take(len(enrolled)))
         return meter
 
     def script_micros(self, call: Callable[[], object], calls: int) -> float:
@@ -117,32 +118,31 @@ class Supply:
         self,
         accounts: Sequence[str],
         *,
-        seed: int = 0,
         is_hex: bool = True,
         sizes: tuple[int, int] = (INPUT, OUTPUT),
         at: datetime | None = None,
     ) -> None:
-        self._chance = random.Random(f"{accounts[0]} {len(accounts)} {seed}")  # noqa: S311 - the same each time
+        self._chance = random.Random(next(SEEDS))  # noqa: S311 - the same each time
         self._accounts, self._turn = accounts, 0
         self._is_hex, self._sizes = is_hex, sizes
         self.at = at
 
-    def take(self, count: int) -> list[Request]:
+    def take(self, many: int) -> list[Request]:
         """So many new ones."""
         at = self.at or datetime.now(UTC)
-        first, self._turn = self._turn, self._turn + count
-        accounts, many = self._accounts, len(self._accounts)
+        first, self._turn = self._turn, self._turn + many
+        accounts = self._accounts
         inputs, outputs = self._sizes
         return [
             Request(
                 id=self._id(),
-                account=accounts[turn % many],
+                account=accounts[turn % len(accounts)],
                 model=MODEL,
                 at=at,
                 input_tokens=inputs,
                 output_tokens=outputs,
             )
-            for turn in range(first, first + count)
+            for turn in range(first, first + many)
         ]
 
     def _id(self) -> str:
@@ -159,8 +159,8 @@ def always(call: Callable[[], object]) -> Callable[[int], Callable[[], object]]:
 def deciding(name: str, meter: Meter | AsyncMeter, supply: Supply) -> Work:
     """New requests, one by one."""
 
-    def prepare(count: int) -> Callable[[], object]:
-        following = iter(supply.take(count)).__next__
+    def prepare(calls: int) -> Callable[[], object]:
+        following = iter(supply.take(calls)).__next__
         decide = meter.decide
         return lambda: decide(following())
 
@@ -209,7 +209,7 @@ def _slice(work: Work, calls: int) -> list[int]:
         start = perf_counter_ns()
         answer = call()
         taken.append(perf_counter_ns() - start)
-    _checked(work.name, answer, work.is_right)
+    checked(work, answer)
     return taken
 
 
@@ -224,7 +224,7 @@ def rates(works: Sequence[tuple[Work, int, int]], plan: Plan) -> dict[str, list[
             for _ in range(calls):
                 answer = call()
             taken = perf_counter() - start
-            _checked(work.name, answer, work.is_right)
+            checked(work, answer)
             if turn:
                 found[work.name].append(calls * items / taken)
     return found
@@ -237,7 +237,7 @@ async def lone(work: Work, calls: int) -> list[int]:
         start = perf_counter_ns()
         answer = await call()
         taken.append(perf_counter_ns() - start)
-    _checked(work.name, answer, work.is_right)
+    checked(work, answer)
     return taken
 
 
@@ -255,7 +255,7 @@ async def crowd(work: Work, tasks: int, items: int) -> float:
     start = perf_counter()
     await asyncio.gather(*[one() for _ in range(min(tasks, items))])
     taken = perf_counter() - start
-    _checked(work.name, answers[0], work.is_right)
+    checked(work, answers[0])
     return items / taken
 
 
@@ -264,9 +264,10 @@ def awaited(name: str, hit: Callable[[int], Awaitable[bool]]) -> Work:
     return Work(name, always(lambda: hit(TOKENS)), lambda answer: answer is True)
 
 
-def _checked(name: str, answer: object, is_right: Callable[[Any], bool]) -> None:
-    if not is_right(answer):
-        sys.exit(f"{name}: its answer is not what was asked for: {answer!r}")
+def checked(work: Work, answer: object) -> None:
+    """Go on only if the answer is right: what does other work is not compared."""
+    if not work.is_right(answer):
+        sys.exit(f"{work.name}: its answer is not what was asked for: {answer!r}")
 
 
 def arguments_of(server: Server, work: Callable[[], object]) -> list[bytes]:

@@ -15,6 +15,8 @@ from gratis import Meter, Reason
 from gratis.cli.arguments import parser
 from gratis.offer_file import _GroupTable, _RevisionTable
 
+from .servers import Server
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
@@ -37,7 +39,14 @@ def matches(printed, expected):
     return re.fullmatch(pattern, printed, flags=re.DOTALL) is not None
 
 
-def test_console_sessions_print_what_readme_prints(tmp_path):
+@pytest.fixture
+def server():
+    """The server that README finds on its own port is a private one here."""
+    with Server() as started:
+        yield started
+
+
+def test_console_sessions_print_what_readme_prints(tmp_path, server):
     """Each command, run in order in one folder, prints what stands below it."""
     path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
     ran = 0
@@ -45,7 +54,7 @@ def test_console_sessions_print_what_readme_prints(tmp_path):
         if command.startswith("python3 -m venv"):
             continue  # test_packaging runs the one, CI is the other
         done = subprocess.run(
-            ["bash", "-c", command],
+            ["bash", "-c", command.replace("redis://localhost:6379", server.url)],
             cwd=tmp_path,
             env={"PATH": path, "LANG": "C.UTF-8"},
             stdout=subprocess.PIPE,
@@ -109,7 +118,13 @@ def test_the_table_of_commands_is_complete():
 
 def test_the_table_of_verbs_is_complete():
     """Each verb of a meter is mentioned."""
-    verbs = {name for name in vars(Meter) if not name.startswith("_")} - {"open", "close", "offer", "durability"}
+    verbs = {name for name in vars(Meter) if not name.startswith("_")} - {
+        "open",
+        "close",
+        "offer",
+        "durability",
+        "shards",
+    }
     assert {verb for verb in verbs if f"`{verb}`" not in README} == set()
 
 

@@ -5,31 +5,34 @@ not executed if it was.
 from __future__ import annotations
 
 import socketserver
-from contextlib import ExitStack, closing
-from functools import cached_property
+import traceback
+from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from urllib.parse import quote
 
 import hiredis
 import pytest
+from redis.exceptions import RedisError
 
 from gratis import AsyncMeter, Meter, NotExecuted, OutcomeUnknown
 from gratis.stores.redis.core import Settings
-from gratis.stores.redis.layout import account_word
+from gratis.stores.redis.layout import account_word, shards
 from gratis.stores.redis.servers import Cluster as ClusterServers
 from gratis.stores.redis.store import RedisStore
 from gratis.stores.redis.wire import Access, Address
 from gratis.stores.urls import open_store
 
 from .callers import ONE_ATTEMPT, PATIENT, Caller, at_noon, check_decided, keys_of, ledger_of, request
-from .proxy import Fault, Proxy
-from .servers import HOST, Cluster, Server, until
+from .proxy import Fault, Proxy, connect
+from .servers import HOST, Cluster, Server, binaries, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from gratis import Request
+    from gratis.stores.redis.layout import Shard
 
 LONG_S, SHORT_S, MOMENT_S = 20.0, 0.03, 0.005
 FOR_EVER = 1 << 30
@@ -99,18 +102,15 @@ class Site:
             self._open_doors.enter_context(Proxy(server.tcp_address if tcp else server.address, tcp=tcp))
             for server in servers
         ]
-        self.stack = stack
         self.namespace = next(NAMES)
+        shards = "" if self.shards is None else f"&shards={self.shards}"
+        self.options = f"namespace={self.namespace}{shards}"
+        self.direct = stack.enter_context(closing(open_store(f"{servers[0].tcp_url}/?{self.options}", clock=at_noon)))
+        """The same store, past the doors."""
 
     def open(self, timeout: float) -> RedisStore:
         """The store through its doors; each attempt has so many seconds."""
         raise NotImplementedError
-
-    @cached_property
-    def direct(self) -> RedisStore:
-        """The same store, past the doors."""
-        url = f"{self.servers[0].tcp_url}/?namespace={self.namespace}"
-        return self.stack.enter_context(closing(open_store(url, clock=at_noon)))
 
     def arm(self, fault: Fault, *, times: int = FOR_EVER, seconds: float = 0.0) -> None:
         """The next calls, so many at each door, meet a fault."""
@@ -134,8 +134,7 @@ class AtPort(Site):
 
     def open(self, timeout: float) -> RedisStore:
         """By its URL."""
-        url = f"{self.doors[0].url}/?namespace={self.namespace}&timeout={timeout}&wait={PATIENT}"
-        return open_store(url if self.shards is None else f"{url}&shards={self.shards}", clock=at_noon)
+        return open_store(f"{self.doors[0].url}/?{self.options}&timeout={timeout}&wait={PATIENT}", clock=at_noon)
 
 
 class FourShards(AtPort):
@@ -152,8 +151,7 @@ class AtSocket(Site):
 
     def open(self, timeout: float) -> RedisStore:
         """By its URL."""
-        url = f"{self.doors[0].url}?namespace={self.namespace}&timeout={timeout}&wait={PATIENT}"
-        return open_store(url, clock=at_noon)
+        return open_store(f"{self.doors[0].url}?{self.options}&timeout={timeout}&wait={PATIENT}", clock=at_noon)
 
 
 class BehindASentinel(Site):
@@ -166,7 +164,7 @@ class BehindASentinel(Site):
     def open(self, timeout: float) -> RedisStore:
         """By the sentinel's URL."""
         host, port = self._sentinel.address
-        options = f"namespace={self.namespace}&timeout={timeout}&wait={PATIENT}"
+        options = f"{self.options}&timeout={timeout}&wait={PATIENT}"
         return open_store(f"redis+sentinel://{host}:{port}/{SERVICE}?{options}", clock=at_noon)
 
 
@@ -370,7 +368,7 @@ def test_a_server_that_is_gone_executes_nothing(site, kind):
 @pytest.mark.parametrize("site", ["at a port"], indirect=True)
 def test_what_comes_late_changes_nothing(site, fault, kind):
     """A call or an answer that comes when nobody waits for it any more is neither decided again nor another's."""
-    requests = shape("one", 30)
+    requests = shape("one", 15)
     with Caller(kind, site.open(SHORT_S)) as caller:
         forwarded, executed = site.counts()
         for one in requests:
@@ -385,3 +383,203 @@ def test_what_comes_late_changes_nothing(site, fault, kind):
 
         until(is_done, "all is executed")
         assert check_decided(caller.ask(requests, patience=PATIENT), requests, site.direct) == [True] * len(requests)
+
+
+# --- What a server refuses ------------------------------------------------------------------------
+
+PASSWORD = "tr0ub4dor&3"
+USER = "app"
+TOLD = "the server says "
+DEBUGGED = {"enable-debug-command": "yes"}
+BINARIES = binaries()
+PROGRAMS = list(BINARIES.values()) or [None]  # of no server at all, each test fails with the line that says how to get one
+
+
+class Refusing:
+    """A server that can be brought to refuse, and a user of it with a password."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.ask = server.ask
+        self.ask("CONFIG", "SET", "rdbcompression", "no")
+        self.ask("ACL", "SETUSER", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all")
+        self.namespace = ""
+
+    @property
+    def url(self) -> str:
+        """The store, for that user."""
+        return f"unix://{USER}:{quote(PASSWORD)}@{self.server.address}?namespace={self.namespace}&shards=1"
+
+    @property
+    def shard(self) -> Shard:
+        """The store's one shard."""
+        return shards(self.namespace, 1)[0]
+
+    @contextmanager
+    def set(self, name: str, value: object) -> Iterator[None]:
+        """An option is set so."""
+        before = self.ask("CONFIG", "GET", name)[1]
+        self.ask("CONFIG", "SET", name, value)
+        try:
+            yield
+        finally:
+            self.ask("CONFIG", "SET", name, before)
+
+    def is_told(self, word: str) -> bool:
+        """Whether PING is refused with a word."""
+        try:
+            self.ask("PING")
+        except RedisError as error:
+            return word in f"{type(error).__name__} {error}".upper()
+        return False
+
+    @contextmanager
+    def started(self, command: bytes, word: str) -> Iterator[None]:
+        """A command that takes long has begun, so that others are refused with a word until it has ended."""
+        with closing(connect(self.server.address)) as sock:
+            sock.sendall(command)
+            until(lambda: self.is_told(word), f"the server is {word}")
+            yield
+            sock.recv(1 << 16)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """It loads its data, for as long as the test needs."""
+        self.ask("DEBUG", "POPULATE", 100, "large", 1 << 20)  # between two of them it hears us
+        with self.set("key-load-delay", 50_000), self.started(b"DEBUG RELOAD\r\n", "LOADING"):
+            yield
+            self.ask("CONFIG", "SET", "key-load-delay", 0)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """It runs somebody's endless script."""
+        with self.set("lua-time-limit", 1), self.started(b"EVAL 'while true do end' 0\r\n", "BUSY"):
+            yield
+            self.ask("SCRIPT", "KILL")
+
+    @contextmanager
+    def out_of_memory(self) -> Iterator[None]:
+        """It may not use more memory."""
+        with self.set("maxmemory", 1):
+            yield
+
+    @contextmanager
+    def without_replicas(self) -> Iterator[None]:
+        """It is to write only with a replica."""
+        with self.set("min-replicas-to-write", 1):
+            yield
+
+    @contextmanager
+    def demoted(self) -> Iterator[None]:
+        """It is a replica of a master that is not there."""
+        self.ask("REPLICAOF", HOST, 1)
+        try:
+            yield
+        finally:
+            self.ask("REPLICAOF", "NO", "ONE")
+
+    @contextmanager
+    def masterless(self) -> Iterator[None]:
+        """It is one, and tells nobody old data."""
+        with self.set("replica-serve-stale-data", "no"), self.demoted():
+            yield
+
+    @contextmanager
+    def unwritable(self) -> Iterator[None]:
+        """It could not save its data."""
+        dump = self.server.folder / "dump.rdb"
+        dump.unlink(missing_ok=True)
+        dump.mkdir()
+        with self.set("save", "3600 1"):
+            self._save("err")
+            yield
+        dump.rmdir()
+        self._save("ok")
+
+    def _save(self, status: str) -> None:
+        self.ask("BGSAVE")
+        until(lambda: self.ask("INFO", "persistence")["rdb_last_bgsave_status"] == status, f"saving is {status}")
+
+    @contextmanager
+    def not_permitted(self) -> Iterator[None]:
+        """The user may run no scripts."""
+        self.ask("ACL", "SETUSER", USER, "-eval", "-evalsha")
+        try:
+            yield
+        finally:
+            self.ask("ACL", "SETUSER", USER, "+@all")
+
+    @contextmanager
+    def of_another_type(self) -> Iterator[None]:
+        """The state is none."""
+        with self._in_the_way(self.shard.state):
+            yield
+
+    @contextmanager
+    def of_another_type_in_its_ledger(self) -> Iterator[None]:
+        """The ledger is none."""
+        with self._in_the_way(self.shard.ledger):
+            yield
+
+    @contextmanager
+    def _in_the_way(self, key: bytes) -> Iterator[None]:
+        self.ask("RENAME", key, key + b" kept")
+        self.ask("SET", key, "text")
+        yield
+        self.ask("RENAME", key + b" kept", key)
+
+
+STATES = {
+    "loading": (Refusing.loading, "LOADING"),
+    "busy": (Refusing.busy, "BUSY"),
+    "out of memory": (Refusing.out_of_memory, "OOM"),
+    "without replicas": (Refusing.without_replicas, "NOREPLICAS"),
+    "demoted": (Refusing.demoted, "READONLY"),
+    "masterless": (Refusing.masterless, "MASTERDOWN"),
+    "unwritable": (Refusing.unwritable, "MISCONF"),
+    "not permitted": (Refusing.not_permitted, "NOPERM"),
+    "of another type": (Refusing.of_another_type, "WRONGTYPE"),
+    "of another type in its ledger": (Refusing.of_another_type_in_its_ledger, "WRONGTYPE"),
+}
+
+
+@pytest.fixture(scope="module", params=PROGRAMS, ids=list(BINARIES) or ["none"])
+def refusing_server(request) -> Iterator[Refusing]:
+    """Each server that this machine offers."""
+    options = {} if "6.2" in next(name for name, path in BINARIES.items() if path == request.param) else DEBUGGED
+    with Server(request.param, options) as server:
+        yield Refusing(server)
+
+
+@pytest.fixture
+def refusing(refusing_server) -> Refusing:
+    """The same, with a namespace that nobody has used."""
+    refusing_server.namespace = next(NAMES)
+    return refusing_server
+
+
+def shown(error: BaseException, caller: Caller) -> str:
+    """All that can be seen of an error and of whoever was told it."""
+    store = caller.store
+    seen = [caller.meter, store, store._core, store._link, store._async_link, store._link._guests, store.__dict__]
+    return "\n".join([str(error), *traceback.format_exception(error), *map(repr, seen)])
+
+
+@each_kind
+@pytest.mark.parametrize("state", STATES)
+def test_what_a_server_refuses_is_not_executed(refusing, state, kind):
+    """A call that a server refuses is told so with its word, changes nothing, and is decided when it refuses no more."""
+    bring, word = STATES[state]
+    one, other, third = shape("one", 3)
+    with Caller(kind, open_store(refusing.url, clock=at_noon)) as caller:
+        caller.decide([one])
+        before = ledger_of(caller.store)
+        with bring(refusing):
+            error = caller.ask([other], patience=2 * MOMENT_S)
+            assert type(error) is NotExecuted
+            assert TOLD in str(error)
+            assert word in str(error)
+            assert "nothing was written" in str(error)
+            assert PASSWORD not in shown(error, caller)
+        assert ledger_of(caller.store) == before
+        assert check_decided(caller.ask([other, third], patience=PATIENT), [other, third], caller.store) == [False] * 2

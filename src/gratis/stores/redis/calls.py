@@ -59,20 +59,16 @@ class Script:
         self.text = files("gratis.stores.redis").joinpath(name).read_bytes()
         digest = sha1(self.text, usedforsecurity=False).hexdigest().encode()
         self._by_digest = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % digest
-        self._keys: dict[int, bytes] = {}
         self._whole = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(self.text), self.text)
 
     def call(self, shard: Shard, arguments: bytes, count: int, *, also: bytes = b"", replies: int = 1) -> Call:
         """The call of it on a shard's keys, with so many packed arguments."""
-        keys = self._keys.get(shard.number)
-        if keys is None:
-            keys = self._keys[shard.number] = b"$1\r\n2\r\n" + _bulk(shard.state) + _bulk(shard.ledger)
         head = b"*%d\r\n" % (count + 5)
 
         def whole() -> bytes:
-            return b"".join((head, self._whole, keys, arguments, also))
+            return b"".join((head, self._whole, shard.keys, arguments, also))
 
-        return Call(shard.slot, b"".join((head, self._by_digest, keys, arguments, also)), replies, whole)
+        return Call(shard.slot, b"".join((head, self._by_digest, shard.keys, arguments, also)), replies, whole)
 
 
 class Case:

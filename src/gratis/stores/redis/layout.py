@@ -61,12 +61,13 @@ unpack = msgspec.msgpack.Decoder().decode
 
 
 class Shard(Struct, frozen=True):
-    """One shard: its number, its slot in a cluster, its two keys."""
+    """One shard: its number, its slot in a cluster, its two keys, and these as a script's call has them."""
 
     number: int
     slot: int
     state: bytes
     ledger: bytes
+    keys: bytes
 
 
 class Facts(Struct, frozen=True):
@@ -97,7 +98,9 @@ def _shard(namespace: str, number: int, count: int) -> Shard:
         slot = slot_of(tag.encode())
         if count == 1 or slot * count // SLOTS == number:
             key = f"{{{tag}}}:".encode()
-            return Shard(number, slot, key + b"state", key + b"ledger")
+            state, ledger = key + b"state", key + b"ledger"
+            keys = b"$1\r\n2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(state), state, len(ledger), ledger)
+            return Shard(number, slot, state, ledger, keys)
         tries += 1
 
 
