@@ -4,7 +4,9 @@ not executed if it was.
 
 from __future__ import annotations
 
+import asyncio
 import socketserver
+import time
 import traceback
 from contextlib import ExitStack, closing, contextmanager
 from itertools import count
@@ -16,7 +18,7 @@ import hiredis
 import pytest
 from redis.exceptions import RedisError
 
-from gratis import AsyncMeter, Meter, NotExecuted, OutcomeUnknown
+from gratis import AsyncMeter, Meter, NotExecuted, OutcomeUnknown, StoreError
 from gratis.stores.redis.core import Settings
 from gratis.stores.redis.layout import account_word, shards
 from gratis.stores.redis.servers import Cluster as ClusterServers
@@ -24,14 +26,15 @@ from gratis.stores.redis.store import RedisStore
 from gratis.stores.redis.wire import Access, Address
 from gratis.stores.urls import open_store
 
-from .callers import ONE_ATTEMPT, PATIENT, Caller, at_noon, check_decided, keys_of, ledger_of, request
+from .callers import OFFER, ONE_ATTEMPT, PATIENT, Caller, at_noon, check_decided, keys_of, ledger_of, request
 from .proxy import Fault, Proxy, connect
 from .servers import HOST, Cluster, Server, binaries, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-    from gratis import Request
+    from gratis import Decision, Request
     from gratis.stores.redis.layout import Shard
 
 LONG_S, SHORT_S, MOMENT_S = 20.0, 0.03, 0.005
@@ -275,10 +278,14 @@ def weather(request) -> Weather:
     return FAULTS[request.param]
 
 
+def shard_of(store: RedisStore, request: Request) -> Shard:
+    """The shard in which a request is decided."""
+    return store._core.asking.shard_of(account_word(OFFER.name, request.account))
+
+
 def shards_of(store: RedisStore, requests: Sequence[Request]) -> int:
     """How many shards are asked for requests: each has a call of its own."""
-    asking = store._core.asking
-    return len({asking.shard_of(account_word("openai-data-sharing", request.account)) for request in requests})
+    return len({shard_of(store, request) for request in requests})
 
 
 @each_kind
@@ -391,6 +398,7 @@ PASSWORD = "tr0ub4dor&3"
 USER = "app"
 TOLD = "the server says "
 DEBUGGED = {"enable-debug-command": "yes"}
+LARGE_KEYS = 30
 BINARIES = binaries()
 PROGRAMS = list(BINARIES.values()) or [None]  # of no server at all, each test fails with the line that says how to get one
 
@@ -401,6 +409,7 @@ class Refusing:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.ask = server.ask
+        self.is_debugged = server.options.keys() >= DEBUGGED.keys()
         self.ask("CONFIG", "SET", "rdbcompression", "no")
         self.ask("ACL", "SETUSER", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all")
         self.namespace = ""
@@ -445,10 +454,12 @@ class Refusing:
     @contextmanager
     def loading(self) -> Iterator[None]:
         """It loads its data, for as long as the test needs."""
-        self.ask("DEBUG", "POPULATE", 100, "large", 1 << 20)  # between two of them it hears us
+        self.ask("DEBUG", "POPULATE", LARGE_KEYS, "large", 1 << 20)
         with self.set("key-load-delay", 50_000), self.started(b"DEBUG RELOAD\r\n", "LOADING"):
             yield
-            self.ask("CONFIG", "SET", "key-load-delay", 0)
+            if self.is_debugged:  # Redis 6.2 lets nobody hurry it
+                self.ask("CONFIG", "SET", "key-load-delay", 0)
+        self.ask("DEL", *(f"large:{number}" for number in range(LARGE_KEYS)))
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -501,13 +512,17 @@ class Refusing:
         until(lambda: self.ask("INFO", "persistence")["rdb_last_bgsave_status"] == status, f"saving is {status}")
 
     @contextmanager
-    def not_permitted(self) -> Iterator[None]:
-        """The user may run no scripts."""
-        self.ask("ACL", "SETUSER", USER, "-eval", "-evalsha")
+    def user_set(self, rules: Sequence[str], back: Sequence[str]) -> Iterator[None]:
+        """The user has other rules."""
+        self.ask("ACL", "SETUSER", USER, *rules)
         try:
             yield
         finally:
-            self.ask("ACL", "SETUSER", USER, "+@all")
+            self.ask("ACL", "SETUSER", USER, *back)
+
+    def not_permitted(self) -> AbstractContextManager[None]:
+        """The user may run no scripts."""
+        return self.user_set(["-eval", "-evalsha"], ["+@all"])
 
     @contextmanager
     def of_another_type(self) -> Iterator[None]:
@@ -581,5 +596,93 @@ def test_what_a_server_refuses_is_not_executed(refusing, state, kind):
             assert word in str(error)
             assert "nothing was written" in str(error)
             assert PASSWORD not in shown(error, caller)
+            caller.hang_up()  # who comes anew is refused, too
+            error = caller.ask([other], patience=2 * MOMENT_S)
+            assert type(error) is NotExecuted
+            assert PASSWORD not in shown(error, caller)
         assert ledger_of(caller.store) == before
         assert check_decided(caller.ask([other, third], patience=PATIENT), [other, third], caller.store) == [False] * 2
+
+
+@each_kind
+def test_a_user_who_is_let_in_no_more_executes_nothing(refusing, kind):
+    """With a password that was changed meanwhile a new connection is refused; with the old one again it is not."""
+    one, other = shape("one", 2)
+    with Caller(kind, open_store(refusing.url, clock=at_noon)) as caller:
+        caller.decide([one])
+        with refusing.user_set(["resetpass", ">another"], ["resetpass", f">{PASSWORD}"]):
+            caller.hang_up()
+            error = caller.ask([other], patience=2 * MOMENT_S)
+            assert type(error) is NotExecuted
+            assert "the server does not let us in: WRONGPASS" in str(error)
+            assert PASSWORD not in shown(error, caller)
+            with pytest.raises(StoreError, match="WRONGPASS") as caught:
+                open_store(refusing.url, clock=at_noon)
+            assert PASSWORD not in shown(caught.value, caller)
+        assert check_decided(caller.ask([other], patience=PATIENT), [other], caller.store) == [False]
+        assert len(ledger_of(caller.store)) == 2
+
+
+def test_who_has_no_password_is_told_so_at_once(refusing):
+    """A server that wants a password says so before anything is waited for."""
+    url = f"unix://{refusing.server.address}?namespace={refusing.namespace}&wait={PATIENT}"
+    with closing(refusing.server.client(username=USER, password=PASSWORD)) as admin:
+        refusing.server.ask("ACL", "SETUSER", "default", "resetpass")
+        try:
+            started = time.monotonic()
+            with pytest.raises(NotExecuted, match=f"{TOLD}NOAUTH"):
+                open_store(url, clock=at_noon)
+            assert time.monotonic() - started < PATIENT
+        finally:
+            admin.execute_command("ACL", "SETUSER", "default", "nopass")
+
+
+@pytest.mark.parametrize("command", ["xadd", "hset", "hmget", "xtrim"])
+def test_a_user_who_may_not_do_all_is_refused_before_it_is_needed(refusing, command):
+    """A user who lacks one command of those that scripts need cannot open a store, where a server can tell."""
+    one = shape("one", 1)
+    with refusing.user_set([f"-{command}"], ["+@all"]):
+        if refusing.is_debugged:
+            with pytest.raises(NotExecuted, match=f"NOPERM .*{command.upper()}"):
+                open_store(refusing.url, clock=at_noon)
+
+
+@each_kind
+def test_a_server_that_forgets_its_scripts_is_not_noticed(refusing, kind):
+    """Scripts are forgotten between calls and in the middle of them; every request is decided, once."""
+    requests = shape("flushed", 240, accounts=3)
+    with Caller(kind, open_store(refusing.url, clock=at_noon)) as caller:
+
+        async def some(meter, part) -> list[Decision]:
+            refusing.ask("SCRIPT", "FLUSH")
+            if kind is Meter:
+                return [meter.decide(one) for one in part]
+            return list(await asyncio.gather(*map(meter.decide, part)))
+
+        answers: list[Any] = []
+        for first in range(0, len(requests), 4):
+            answers += caller.run(some, caller.meter, requests[first : first + 4])
+        assert check_decided(answers, requests, caller.store) == [False] * len(requests)
+
+
+@each_kind
+def test_a_cluster_that_is_down_executes_nothing(kind):
+    """While a slot is served by nobody its shard is refused, and the others go on; afterwards it goes on, too."""
+    with (
+        Cluster(masters=1, options={"cluster-require-full-coverage": "no"}) as cluster,
+        Caller(kind, open_store(f"{cluster.url}/", clock=at_noon)) as caller,
+    ):
+        requests = shape("one", 40, accounts=20)
+        caller.decide(requests[:20])
+        slot = shard_of(caller.store, requests[0]).slot
+        there = [one for one in requests[20:] if shard_of(caller.store, one).slot == slot]
+        others = [one for one in requests[20:] if one not in there]
+        cluster.nodes[0].ask("CLUSTER", "DELSLOTS", slot)
+        for patience in (ONE_ATTEMPT, 5 * MOMENT_S):
+            error = caller.ask(there, patience=patience)
+            assert type(error) is NotExecuted
+            assert "nothing was written" in str(error)
+        assert [answer.replayed for answer in caller.ask(others, patience=PATIENT)] == [False] * len(others)
+        cluster.nodes[0].ask("CLUSTER", "ADDSLOTS", slot)
+        assert check_decided(caller.ask(there, patience=PATIENT), there, caller.store) == [False] * len(there)
+        assert check_decided(caller.ask(others, patience=PATIENT), others, caller.store) == [True] * len(others)

@@ -31,6 +31,7 @@ from gratis.stores.redis.layout import (
     read_record,
     rest_of,
     shard_number,
+    span_of,
     told,
 )
 from gratis.stores.redis.servers import Call
@@ -74,7 +75,7 @@ class Script:
 class Case:
     """What a call says of a case: packed without its facts, and with them."""
 
-    __slots__ = ("brief", "full", "is_told", "kept", "shard", "word")
+    __slots__ = ("brief", "full", "is_told", "kept", "shard", "span", "word")
 
     def __init__(self, charge: Charge, shard: int, word: bytes, durability: Durability) -> None:
         terms, window = charge.terms, charge.window
@@ -90,6 +91,7 @@ class Case:
         self.brief = b"".join(map(_bulk, (*head, b"", *tail)))
         self.full = b"".join(map(_bulk, (*head, facts, *tail)))
         self.shard, self.word, self.is_told = shard, word, False
+        self.span = span_of(charge)
         self.kept = (charge.terms, charge.window)  # whose identity is this case's
 
 
@@ -161,7 +163,7 @@ class Calls:
             if number is None:
                 cases.append(case.brief if case.is_told else case.full)
                 number = numbers[id(case)] = len(cases)
-            rows.append(_row(charge, place, number, moment))
+            rows.append(_row(charge, case.span, place, number, moment))
         last, number_of_cases = b"%d" % seen, b"%d" % len(cases)
         head = b"%b$%d\r\n%b\r\n$1\r\n%d\r\n$18\r\n%b\r\n$%d\r\n%b\r\n" % (
             DRY if dry else DECIDE, len(last), last, level(seen + len(charges)),
@@ -173,12 +175,13 @@ class Calls:
         return self._script.call(shard, arguments, count, also=also, replies=replies), places
 
 
-def _row(charge: Charge, place: bytes, number: int, moment: Moment) -> bytes:
+def _row(charge: Charge, span: tuple[int, ...], place: bytes, number: int, moment: Moment) -> bytes:
     request = charge.request
     packed_id = id_bytes(request.id)
-    rest = rest_of(charge, moment.now)
+    at = micros(request.at)
+    rest = rest_of(request, at, moment.now, span)
     mark = b""
-    if moment.latest is not None and micros(request.at) > moment.latest:
+    if moment.latest is not None and at > moment.latest:
         mark = b"A"
     elif charge.rolls and charge.window is not None:
         mark = _rolling_mark(charge, charge.window)

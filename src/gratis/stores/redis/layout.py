@@ -183,16 +183,19 @@ def key_of(facts: bytes) -> bytes:
     return blake2b(facts, digest_size=8).digest()
 
 
-def rest_of(charge: Charge, decided_at: int) -> bytes:
-    """The part of a record that only Python reads. Calendar windows begin and end at whole seconds."""
-    request, window = charge.request, charge.window
-    at = micros(request.at)
-    said = (at, request.input_tokens, request.output_tokens, request.cached_tokens, decided_at - at)
+def rest_of(request: Request, at: int, decided_at: int, span: tuple[int, ...]) -> bytes:
+    """The part of a record that only Python reads."""
+    return pack((at, request.input_tokens, request.output_tokens, request.cached_tokens, decided_at - at, *span))
+
+
+def span_of(charge: Charge) -> tuple[int, ...]:
+    """Start and length of a charge's calendar window, which are whole seconds; nothing if it has none."""
+    window = charge.window
     if window is None or charge.rolls:
-        return pack(said)
+        return ()
     start, end = micros(window.start), micros(window.end)
     assert start % SECOND == end % SECOND == 0, "windows of a calendar begin and end at whole seconds"
-    return pack((*said, start // SECOND, (end - start) // SECOND))
+    return start // SECOND, (end - start) // SECOND
 
 
 class Counters(Struct, frozen=True):
@@ -283,7 +286,7 @@ def told(words: list[bytes], request: Request, terms: Terms, window: Window | No
             window = Window(from_micros(int(words[3])), from_micros(int(words[4])))
         return Decision(request, terms, _FITS, request.tokens, used, used, window, int(words[2]), durability)
     if letter == b"o":
-        used, seq, amount, free = (int(word) for word in words[1:5])
+        used, seq, amount, free = int(words[1]), int(words[2]), int(words[3]), int(words[4])
         if len(words) > _OVER:
             window = Window(from_micros(int(words[5])), from_micros(int(words[6])))
         before = used - (amount if terms.counts is Counts.ALL else free)
