@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from datetime import UTC, datetime
 from inspect import isawaitable
@@ -11,14 +12,20 @@ from typing import TYPE_CHECKING, Any, Self
 from gratis import AsyncMeter, Decision, Enrollment, Meter, Request, StoreError
 from gratis.lines import decision_line
 from gratis.offers import load
+from gratis.stores.redis.layout import account_word
+
+from .oracle import Call, Change, History, faults
+from .proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gratis.stores.redis.store import RedisStore
 
+    from .proxy import Address, Fault
+
 NOW = datetime(2025, 4, 20, 12, tzinfo=UTC)
-LARGE = "gpt-4o-2024-08-06"
+LARGE, SMALL = "gpt-4o-2024-08-06", "gpt-4o-mini-2024-07-18"
 OFFER = load("openai-data-sharing")
 ENROLLED = Enrollment(tier=3, sharing="enabled")
 # Of one attempt no other is made; a caller with time has as many as a slow machine needs.
@@ -113,3 +120,43 @@ def check_decided(answers: list[Any] | StoreError, requests: Sequence[Request], 
         line = decision_line(answer)
         assert {**line, "replayed": False} == ledger[key_of(line)]
     return [answer.replayed for answer in answers]
+
+
+def faults_of(store: RedisStore, calls: Sequence[Call], changes: Sequence[Change] | None = None) -> set[str]:
+    """What is wrong with what callers were answered, shard by shard; without changes, all accounts are in tier 3."""
+    asking = store._core.asking
+    where = {call.account: asking.shard_of(account_word(OFFER.name, call.account)).number for call in calls}
+    found = set()
+    entries = list(store.entries())
+    for shard in range(store.shards):
+        accounts = [account for account, number in where.items() if number == shard]
+        found |= faults(
+            History(
+                calls=[call for call in calls if call.account in accounts],
+                changes=[Change(account, 3, 0, 0) for account in accounts] if changes is None else list(changes),
+                ledger=[
+                    {"entry": entry.entry, **decision_line(entry.decision)} for entry in entries if entry.shard == shard
+                ],
+            )
+        )
+    return found
+
+
+class Rough(Proxy):
+    """A proxy at which each call may meet a fault, as a seed tells."""
+
+    def __init__(
+        self, upstream: Address, *, seed: int, share: float, faults: Sequence[Fault], tcp: bool = False
+    ) -> None:
+        super().__init__(upstream, tcp=tcp)
+        self.struck = 0
+        self._share, self._faults = share, faults
+        self._chance = random.Random(seed)  # noqa: S311 - a schedule, no secret
+
+    def strike(self, command: bytes) -> tuple[Fault, float]:
+        """What this command meets."""
+        with self._mutex:
+            if not self._is_marked(command) or self._chance.random() > self._share:
+                return "pass", 0.0
+            self.struck += 1
+            return self._chance.choice(self._faults), 0.0

@@ -518,7 +518,7 @@ def test_arguments_that_do_not_parse_are_bad_use(arguments: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite://[x", "sqlite:///a%00b.db", "sqlite:///nowhere/x.db", "", "redis://x", "memory:x"]
+    "url", ["sqlite://[x", "sqlite:///a%00b.db", "sqlite:///nowhere/x.db", "", "redis://x?wait=0.1", "memory:x"]
 )
 def test_no_store_url_ends_in_a_traceback(url: str) -> None:
     """A URL that names no store is bad use, whatever is wrong with it."""

@@ -807,7 +807,7 @@ def test_urls_name_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("sqlite:///", "expected sqlite:///FILE"),
         ("sqlite:/x.db", "expected sqlite:///FILE"),
         ("sqlite://host/x.db", "expected sqlite:///FILE"),
-        ("sqlite://[x", "expected sqlite:///FILE"),
+        ("sqlite://[x", "expected memory:, sqlite:///FILE"),
         ("sqlite:///x.db#y", "expected sqlite:///FILE"),
         ("sqlite:///a%00b.db", "expected"),
         ("sqlite:///:memory:", "no write-ahead log"),

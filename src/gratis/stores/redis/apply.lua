@@ -1,7 +1,7 @@
 -- Applies charges to one shard, each once, in order: what rule.py says, beside the state that it is about.
 --
 -- KEYS    state     a hash; layout.py lists its fields
---         ledger    a stream; one entry a call, whose id is the number of its last decision
+--         ledger    a stream; an entry has up to 50 decisions of one call, and the number of the last one as its id
 -- ARGV    verb      'decide', or 'dry' to write nothing
 --         seen      the last decision of this shard that the caller knows of
 --         levels    how many levels of the index the caller expects, 1 to 4
@@ -18,16 +18,18 @@
 --           A                        ahead of the clock
 --         or 'facts': the facts of a case are not known here; nothing was done
 -- ERROR   GRATISBEHIND last          the state does not reach as far as the ledger, or as `seen`; nothing was done
+--         GRATISPART last            the ledger refused a later entry of several: the state is behind the first ones
 --         GRATISSTATE text           something is not as it should be; nothing was done
 --
 -- An instant is 18 digits of microseconds, so that comparing text compares time; a span is 'start end'. A way is
 -- three letters: x excluded, c calendar, r rolling; counts f free, a all; overage w whole, e excess, u excess of what
 -- is not tokens. A mark is '', or A if ahead, or, where windows roll, 'at start end spare'.
 --
--- One write commits: XADD, whose id makes it fail where the ledger is further than the state. All checks come
--- before it. HSET after it only derives: should it fail, the next call finds the state behind, and it is derived anew.
+-- One write commits a decision: XADD, whose id makes it fail where the ledger is further than the state. All checks
+-- come before it. HSET after it only derives: should it fail, the next call finds the state behind, and it is derived
+-- anew.
 
-local HEAD, CASE, CHARGE, PART = 5, 8, 6, 4000
+local HEAD, CASE, CHARGE, PART, RECORDS = 5, 8, 6, 4000, 50
 local LEVEL_MAX = { 8192, 131072, 2097152 } -- ids on each level of the index but the last: 32 a field
 local state, ledger, ARGS = KEYS[1], KEYS[2], ARGV
 local is_dry, kept = ARGS[1] == 'dry', ARGS[4]
@@ -316,13 +318,25 @@ if decided == 0 then
   return answers
 end
 
--- Commit.
-local added = redis.pcall('XADD', ledger, format('%d-0', last), unpack(entry, 1, told))
-if type(added) == 'table' and added.err then
-  if find(added.err, 'equal or smaller', 1, true) then
-    return redis.error_reply(format('GRATISBEHIND %d', last - decided))
+-- Commit. Many decisions make several entries, each with its words before its records, so that one that is asked for
+-- again is found in a short one.
+local from, records = 1, 0
+for to = 2, told, 2 do
+  if entry[to - 1] == 'r' then
+    records = records + 1
+    if records % RECORDS == 0 or to == told then
+      local added = redis.pcall('XADD', ledger, format('%d-0', last - decided + records), unpack(entry, from, to))
+      if type(added) == 'table' and added.err then
+        if from > 1 then
+          return redis.error_reply(format('GRATISPART %d', last - decided))
+        elseif find(added.err, 'equal or smaller', 1, true) then
+          return redis.error_reply(format('GRATISBEHIND %d', last - decided))
+        end
+        return added
+      end
+      from = to + 1
+    end
   end
-  return added
 end
 
 -- Derive; the counters come last.

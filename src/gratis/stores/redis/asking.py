@@ -30,7 +30,7 @@ class Asking:
         self.servers = servers
         self.shards: list[Shard] = []
         self.salt = b""
-        self._patience = patience
+        self.patience = patience
         self._swap = Script("swap.lua")
 
     def shard_of(self, account: bytes) -> Shard:
@@ -39,7 +39,7 @@ class Asking:
 
     def answers(self, calls: Sequence[Call]) -> Flow[list[Any]]:
         """What each call is answered, or the error that says what became of it."""
-        return (yield from answers(self.servers, calls, timer=time.monotonic, patience=self._patience))
+        return (yield from answers(self.servers, calls, timer=time.monotonic, patience=self.patience))
 
     def replies(self, call: Call) -> Flow[list[Any]]:
         """Each reply to a call of several commands."""

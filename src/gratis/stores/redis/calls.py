@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gratis.model import Durability, Terms, Window
     from gratis.rule import Charge
 
-CHARGES_MAX = 1_000
+CHARGES_MAX = 500  # a server is busy with them for less than 5 ms
 CASES_CACHED_MAX = 20_000
 PLACE_BYTES = 10
 HEAD_ARGUMENTS, CASE_ARGUMENTS, CHARGE_ARGUMENTS = 5, 8, 6

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     Flow = Generator[Wave, list[Result], T]
 
 SHARDS_OF_CLUSTERS = 16
+OPENING_S = 3.0  # whoever opens a store that is not there hears of it soon
 MICROSECOND = timedelta(microseconds=1)
 ROUNDS_MAX = 256
 MEASURED_FOR = 60_000_000
@@ -82,7 +83,7 @@ class Core:
     def __init__(self, servers: Servers, settings: Settings) -> None:
         self.settings = settings
         self.durability = Durability.VOLATILE
-        self.asking = Asking(servers, patience=settings.wait)
+        self.asking = Asking(servers, patience=min(settings.wait, OPENING_S))
         self.reading = Reading(self.asking)
         self._calls = Calls(shards=1, salt=b"")
         self._seen: list[int] = []
@@ -141,6 +142,7 @@ class Core:
         for shard in self.asking.shards:  # may this user do all that is needed, and how far is each?
             yield from self.asking.swap(shard, {}, {})
             self._seen[shard.number] = read_counters((yield from self.asking.field(shard, b"n"))).last
+        self.asking.patience = self.settings.wait
 
     def _make(self, key: bytes, slot: int) -> Flow[None]:
         """Make the store; who comes second finds what the first one made."""
@@ -166,14 +168,14 @@ class Core:
     def apply(self, charges: Sequence[Charge], *, dry: bool) -> Flow[list[Receipt]]:
         """Apply each charge once, an account's in order; shards are asked side by side."""
         moment = self._moment()
+        lost: set[int] = set()  # shards of which an earlier attempt may have been written
         if len(charges) == 1:
-            found_one = yield from self._apply_one(charges[0], moment, dry=dry)
+            found_one = yield from self._apply_one(charges[0], moment, lost, dry=dry)
             if found_one is not None:
                 return found_one
         work = self._by_shard(charges)
         found: dict[int, Receipt] = {}
         errors: list[StoreError] = []
-        lost: set[int] = set()
         while work:
             turn = [(number, [(charge, case) for _, charge, case in parts[0]]) for number, parts in work.items()]
             written = [self._written(number, part, moment, dry=dry) for number, part in turn]
@@ -203,16 +205,19 @@ class Core:
             parts[-1].append((place, charge, case))
         return work
 
-    def _apply_one(self, charge: Charge, moment: Moment, *, dry: bool) -> Flow[list[Receipt] | None]:
+    def _apply_one(self, charge: Charge, moment: Moment, lost: set[int], *, dry: bool) -> Flow[list[Receipt] | None]:
         """Apply a lone charge; None if that takes more than one question."""
         case = self._calls.case(charge, self.durability)
         part = ((charge, case),)
         call, places = self._written(case.shard, part, moment, dry=dry)
         (result,) = yield from answers(self.asking.servers, (call,), timer=time.monotonic, patience=self.settings.wait)
-        if isinstance(result, list) and self._heard(case.shard, part, result):
+        if isinstance(result, Behind):
+            if result.was_lost:
+                lost.add(case.shard)
+        elif isinstance(result, StoreError):
+            raise result
+        elif self._heard(case.shard, part, result):
             return receipts(result[0][1:], part, places, self.durability, moment, dry=dry)
-        if isinstance(result, StoreError) and not (isinstance(result, Behind) and not result.was_lost):
-            raise unknown(result) if isinstance(result, Behind) else result
         return None
 
     def _excuse(self, number: int, result: object, lost: set[int]) -> Flow[StoreError | None]:

@@ -10,7 +10,7 @@ A store is one shard, or in a cluster so many that its masters share the work. A
                       t<account> <group> <kind> <start>   a window's tally: used, seq, start, end ('open' if it rolls)
                       l<account>   the names of all its windows
                       i<prefix>    the index: for each id whose digest starts so, 5 bytes of it and its decision
-    ledger   a stream  one entry a call, its id the number of its last decision: r a record, w a word's definition
+    ledger   a stream  an entry has up to 50 decisions; its id is the number of the last: r a record, w a word's meaning
 
 An account is its offer and its name with a zero byte between, which neither may contain; so no name can reach another
 field. A record is a line of Lua's (account, facts, verdict), the request's id, and what only Python reads.

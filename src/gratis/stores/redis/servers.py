@@ -34,7 +34,7 @@ UNKNOWN = "it may have been written; ask again with the same id"
 
 # What a server says that will pass; each of them means that it did nothing.
 PASSING = frozenset({"TRYAGAIN", "LOADING", "CLUSTERDOWN", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS"})
-_WORDS = "|".join(sorted({*PASSING, "NOSCRIPT", "MOVED", "ASK", "GRATISBEHIND"}))
+_WORDS = "|".join(sorted({*PASSING, "NOSCRIPT", "MOVED", "ASK", "GRATISBEHIND", "GRATISPART"}))
 _WORD = re.compile(rf"(?:^|-)({_WORDS})\b ?(.*)")
 
 
@@ -242,7 +242,7 @@ class _Errand:
         """No other attempt can help; what an earlier one did is another matter."""
         self.answer, self.is_over = error, True
         if isinstance(error, Behind):
-            error.was_lost = self._was_lost
+            error.was_lost = error.was_lost or self._was_lost
         elif self._was_lost:
             self.answer = OutcomeUnknown(f"{error.args[0].removesuffix(NOTHING)}; {UNKNOWN}")
 
@@ -305,17 +305,17 @@ def refusal(reply: Exception) -> StoreError:
     """What a server's error means. All of them are given before anything was written."""
     text = str(reply)
     word, rest = said(reply)
-    if word == "GRATISBEHIND":
-        return Behind(int(rest.split()[0]))
+    if word in {"GRATISBEHIND", "GRATISPART"}:
+        return Behind(int(rest.split()[0]), was_lost=word == "GRATISPART")
     return NotExecuted(f"the server says {text}; nothing was written")
 
 
 class Behind(NotExecuted):
     """The state of a shard does not reach as far as its ledger, or as what this process has seen."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, *, was_lost: bool) -> None:
         self.last = last
-        self.was_lost = False
+        self.was_lost = was_lost  # whether a part, or an earlier attempt, may have been written
         super().__init__(f"the state of a shard ends at decision {last}; nothing was written")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gratis.model import micros
 from gratis.stores.redis.calls import Script
-from gratis.stores.redis.layout import LEVEL_MAX, digits, place_of, read_counters, read_record
+from gratis.stores.redis.layout import digits, place_of, read_counters, read_record
 from gratis.stores.redis.servers import Call
 from gratis.stores.redis.wire import packed
 
@@ -25,40 +25,48 @@ if TYPE_CHECKING:
     Flow = Generator[Wave, list[Result], T]
 
 TRIM = Script("trim.lua")
-RECORDS_MAX = 400
-LEVELS = len(LEVEL_MAX) + 1
+RECORDS_MAX = 200
 
 
 def trimmed(asking: Asking, shard: Shard, upto: int, horizon: int) -> Flow[int]:
     """Forget a shard's oldest decisions up to one, as far as all that they are about ended by the horizon."""
+    accounts: dict[bytes, bytes] = {}
+    entries = 1
     while True:
-        ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, "-", "+", "COUNT", RECORDS_MAX)
+        ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, "-", "+", "COUNT", entries)
         text, found = yield from asking.replies(Call(shard.slot, ask, 2))
         counters = read_counters(text)
-        end = counters.base
-        records: list[Record] = []
-        for place, fields in found:
-            last = int(place.partition(b"-")[0])
-            told = [read_record(value) for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"r"]
-            is_over = all(_ended(record) <= horizon for record in told)
-            if last > upto or not is_over or (records and len(records) + len(told) > RECORDS_MAX):
-                break
-            end = last
-            records += told
+        end, records = _over(found, upto, horizon)
         if not records:
-            return counters.base
-        accounts = yield from _accounts(asking, shard, records)
+            break
+        entries = max(1, min(RECORDS_MAX, RECORDS_MAX * len(found) // len(records)))
+        accounts |= yield from _accounts(asking, shard, {record.account for record in records} - accounts.keys())
         fields = {
             b"i" + place[: level + 2]
             for record in records
             for place in [place_of(accounts[record.account], record.request_id, asking.salt)]
-            for level in range(LEVELS)
+            for level in range(counters.top)
         }
         parts = [b"%d" % end, digits(horizon), *sorted(fields)]
         arguments = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         yield from asking.reply(TRIM.call(shard, arguments, len(parts)))
-        for account in set(accounts.values()):
-            yield from _drop_tallies(asking, shard, account, digits(horizon))
+    for account in accounts.values():
+        yield from _drop_tallies(asking, shard, account, digits(horizon))
+    return counters.base
+
+
+def _over(found: Sequence[tuple[bytes, list[bytes]]], upto: int, horizon: int) -> tuple[int, list[Record]]:
+    """The last decision of the entries that may be forgotten, and their records."""
+    end = 0
+    records: list[Record] = []
+    for place, fields in found:
+        last = int(place.partition(b"-")[0])
+        told = [read_record(value) for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"r"]
+        if last > upto or not all(_ended(record) <= horizon for record in told):
+            break
+        end = last
+        records += told
+    return end, records
 
 
 def _ended(record: Record) -> int:
@@ -71,8 +79,8 @@ def _ended(record: Record) -> int:
     return max(ends)
 
 
-def _accounts(asking: Asking, shard: Shard, records: Sequence[Record]) -> Flow[dict[bytes, bytes]]:
-    numbers = sorted({record.account for record in records})
+def _accounts(asking: Asking, shard: Shard, unknown: set[bytes]) -> Flow[dict[bytes, bytes]]:
+    numbers = sorted(unknown)
     words = yield from asking.fields(shard, [b"w" + number for number in numbers])
     return {number: word[1:] for number, word in zip(numbers, words, strict=True) if word is not None}
 

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import ssl  # noqa: TC003 - a field of a struct
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from msgspec import Struct
@@ -183,8 +183,7 @@ class AsyncConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As asyncio calls it."""
-        assert isinstance(transport, asyncio.Transport), "a stream"
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # a stream has one, whichever loop this is
 
     def data_received(self, data: bytes) -> None:
         """As asyncio calls it."""
