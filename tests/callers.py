@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Self
 
+from msgspec.structs import replace
+
 from gratis import AsyncMeter, Decision, Enrollment, Meter, Request, StoreError
 from gratis.lines import decision_line
 from gratis.offers import load
@@ -79,7 +81,8 @@ class Caller:
 
     def ask(self, requests: Sequence[Request], *, patience: float) -> list[Any] | StoreError:
         """The decisions on requests, or what was told instead."""
-        self.store._core.asking._patience = patience
+        core = self.store._core
+        core.asking._patience, core.settings = patience, replace(core.settings, wait=patience)
         try:
             return self.decide(requests)
         except StoreError as error:

@@ -30,7 +30,7 @@ from gratis.testing import StoreContract, drive
 
 from .fake import fake_server
 from .memory import View
-from .servers import MISSING, Cluster, Server, binaries
+from .servers import Cluster, Server, binaries, binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,9 +84,8 @@ class Servers:
             return self._stack.enter_context(Cluster()).url
         if kind == "fakeredis":
             return self._stack.enter_context(fake_server())
-        programs = {name: program for name, program in binaries().items() if name.startswith(kind)}
-        assert programs, f"no {kind} here: {MISSING}"
-        return self._stack.enter_context(Server(next(iter(programs.values())))).url
+        program = binaries().get(kind) or binary()
+        return self._stack.enter_context(Server(program)).url
 
     def stop(self) -> None:
         """Stop them all."""
@@ -100,10 +99,8 @@ STORES = {
     "memory": memory,
     "sqlite": sqlite,
     "fakeredis": served("fakeredis"),
-    "redis": served(""),
-    "redis 6.2": served("redis 6.2"),
-    "valkey": served("valkey"),
-    "shards": served("", "&shards=5"),
+    **{name: served(name) for name in binaries() or ["a server"]},
+    "shards": served("a server", "&shards=5"),
     "cluster": served("cluster"),
 }
 

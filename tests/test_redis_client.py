@@ -7,6 +7,7 @@ import gc
 import random
 import signal
 import socketserver
+import ssl
 import time
 import traceback
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -32,11 +33,13 @@ from gratis.stores.urls import open_store
 from .callers import (
     ENROLLED,
     LARGE,
+    NOW,
     OFFER,
     ONE_ATTEMPT,
     PATIENT,
     SMALL,
     Caller,
+    Rough,
     at_noon,
     check_decided,
     faults_of,
@@ -50,7 +53,7 @@ from .servers import HOST, Cluster, Server, binaries, until
 from .test_histories import ask, change_tiers, eager_switches, enroll, in_child, in_threads, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from gratis import Decision, Request
@@ -827,6 +830,8 @@ class Interruption(BaseException):
     """What a signal raises, wherever the program is."""
 
 
+# An interrupt in the middle of the library's own connecting leaves that socket to the garbage collector, which tells.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("site", ["in four shards"], indirect=True)
 def test_an_interrupt_leaves_no_answer_for_others(site):
     """A call that is broken off, mostly while it waits for answers, is followed by ones that have their own."""
@@ -864,3 +869,157 @@ def test_an_interrupt_leaves_no_answer_for_others(site):
         signal.signal(signal.SIGALRM, usual)
     assert interrupted > INTERRUPTS / 4
     gc.collect()
+
+
+# --- What a URL says ------------------------------------------------------------------------------
+
+SECRET = "hunter2"  # noqa: S105 - nobody's
+FORM = {"db": 0, "namespace": "gratis", "timeout": 2.0, "wait": 10.0, "tls": False}
+
+
+class Told(Exception):  # noqa: N818 - what a URL says, raised instead of opening it
+    """What a store would have been opened with."""
+
+
+def told_by(url: str, monkeypatch) -> dict[str, Any]:
+    """What a URL says: where, how to get in, and what is expected of the store."""
+
+    def raised(servers: Any, access: Access, settings: Settings, *, sentinels: Access) -> None:
+        raise Told(servers, access, settings, sentinels)
+
+    monkeypatch.setattr("gratis.stores.redis.url.RedisStore", raised)
+    with pytest.raises(Told) as caught:
+        open_store(url)
+    servers, access, settings, sentinels = caught.value.args
+    assert not {access.password, access.username, sentinels.password} & set(repr((access, sentinels)).split("'"))
+    found: dict[str, Any] = {type(servers).__name__: [str(value) for value in flat(vars(servers).values())]}
+    for name in ("username", "password", "db", "timeout"):
+        found[name] = getattr(access, name)
+    for name in ("namespace", "shards", "durability", "wait"):
+        found[name] = getattr(settings, name)
+    found["tls"] = access.tls is not None
+    found["sentinel"] = (sentinels.username, sentinels.password)
+    if access.tls is not None:
+        found["checks"] = (access.tls.check_hostname, access.tls.verify_mode is ssl.CERT_REQUIRED)
+    return {name: value for name, value in found.items() if value not in (None, (None, None), FORM.get(name))}
+
+
+def flat(values: Iterable[Any]) -> Iterator[Any]:
+    """What servers are told of: addresses and names, lists of them taken apart."""
+    for value in values:
+        if isinstance(value, list):
+            yield from value
+        elif isinstance(value, Address | str):
+            yield value
+
+
+ONE, MANY, SENTINELS = "One", "Cluster", "Sentinels"
+CHECKED: dict[str, Any] = {"tls": True, "checks": (True, True)}
+URLS: dict[str, dict[str, Any]] = {
+    "redis://h": {ONE: ["h:6379"]},
+    "valkey://h/": {ONE: ["h:6379"]},
+    "redis://h:1/2": {ONE: ["h:1"], "db": 2},
+    "redis://h?db=3": {ONE: ["h:6379"], "db": 3},
+    "redis://[::1]:7": {ONE: ["::1:7"]},
+    "redis://:p%40s%2F@h": {ONE: ["h:6379"], "password": "p@s/"},
+    "redis://u%3A:p@h": {ONE: ["h:6379"], "username": "u:", "password": "p"},
+    "redis://h?username=u&password=p%26": {ONE: ["h:6379"], "username": "u", "password": "p&"},
+    "redis://h,i:2,[::1]:3/": {MANY: ["h:6379", "i:2", "::1:3"]},
+    "redis+cluster://h": {MANY: ["h:6379"]},
+    "unix:///a%20b/s": {ONE: ["/a b/s"]},
+    "unix:///s?db=4&namespace=n%20m": {ONE: ["/s"], "db": 4, "namespace": "n m"},
+    "unix://u:p@/s": {ONE: ["/s"], "username": "u", "password": "p"},
+    "redis+sentinel://h,i:2/m": {SENTINELS: ["h:26379", "i:2", "m"]},
+    "redis+sentinel://u:p@h/m/5?sentinel_username=s&sentinel_password=q": {
+        SENTINELS: ["h:26379", "m"], "username": "u", "password": "p", "db": 5, "sentinel": ("s", "q"),
+    },
+    "redis+sentinel://h/m?db=6": {SENTINELS: ["h:26379", "m"], "db": 6},
+    "redis://h?shards=7&durability=journaled&timeout=.5&wait=3600": {
+        ONE: ["h:6379"], "shards": 7, "durability": "journaled", "timeout": 0.5, "wait": 3600.0,
+    },
+    "rediss://h": {ONE: ["h:6379"], **CHECKED},
+    "valkeys://h": {ONE: ["h:6379"], **CHECKED},
+    "rediss+sentinel://h/m": {SENTINELS: ["h:26379", "m"], **CHECKED},
+    "rediss+cluster://h": {MANY: ["h:6379"], **CHECKED},
+    "rediss://h?ssl_cert_reqs=required&ssl_check_hostname=true": {ONE: ["h:6379"], **CHECKED},
+    "rediss://h?ssl_check_hostname=False": {ONE: ["h:6379"], "tls": True, "checks": (False, True)},
+    "rediss://h?ssl_cert_reqs=none": {ONE: ["h:6379"], "tls": True, "checks": (False, False)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_says_where_and_how(url, monkeypatch):
+    """Each form of a URL is understood, and what it does not say has its default."""
+    assert told_by(url, monkeypatch) == URLS[url]
+
+
+WRONG = {
+    "redis://": "host ''; expected redis://HOST:PORT/DB",
+    "redis://h,,i": "host ''",
+    "redis://h:port": "host 'h:port'",
+    "redis://h:65536": "host 'h:65536'",
+    "redis://h/one": "db=one; expected a whole number from 0",
+    "redis://h/-1": "db=-1",
+    "redis://h?db=9999999999": "db=9999999999",
+    "redis://h#fragment": "a fragment",
+    "redis://h?flavor=mild": "unknown option 'flavor'; expected one of db, durability, namespace",
+    "redis://h?timeout=0": "timeout=0; expected seconds, up to 3600",
+    "redis://h?timeout=soon": "timeout=soon",
+    "redis://h?wait=-1": "wait=-1",
+    "redis://h?wait=nan": "wait=nan",
+    "redis://h?wait=3601": "wait=3601",
+    "redis://h?shards=0": "shards=0; expected a whole number from 1 to 1024",
+    "redis://h?shards=1025": "shards=1025",
+    "redis://h?durability=eternal": "durability=eternal; expected volatile, journaled or synced",
+    "redis://h?durability=replicated": "durability=replicated",
+    "redis://h?namespace={n}": "namespace={n}; expected a name without braces",
+    "redis+sentinel://h": "it names no master",
+    "unix://socket": "expected .*unix:///SOCKET",
+    "unix://": "expected .*unix:///SOCKET",
+    "rediss://h?ssl_ca_certs=/nowhere": "its certificates cannot be read: .*No such file",
+    "rediss://h?ssl_certfile=/nowhere": "its certificates cannot be read: .*No such file",
+    "redas://h": "unknown kind 'redas'; expected memory:, sqlite://.*, redis://HOST:PORT",
+}
+
+
+@pytest.mark.parametrize("url", WRONG)
+def test_a_wrong_url_says_what_was_expected(url):
+    """A URL that is none is refused before anybody is asked, with what was expected."""
+    with pytest.raises(StoreError, match=WRONG[url]):
+        open_store(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redas://:{SECRET}@h",
+        f"redis://:{SECRET}@[::1",
+        f"redis://:{SECRET}@ho\u2100st",
+        f"redis://:{SECRET}/x@h",
+        f"redis://:{SECRET}#x@h",
+        f"redis://:x/{SECRET}@h",
+        f"redis://:x#{SECRET}@h",
+        f"redis://:x?{SECRET}@h",
+        f"redis://:{SECRET}?x@h",
+        f"redis://h?password:{SECRET}",
+        f"redis://h?pasword={SECRET}",
+        f"redis://:{SECRET}@h?flavor=mild",
+        f"redis://:{SECRET}@h:port",
+        f"redis://:{SECRET}@h/one",
+        f"redis://u:{SECRET}@h?wait=0",
+        f"redis://h?password={SECRET}&wait=0",
+        f"redis+sentinel://:{SECRET}@h",
+        f"redis+sentinel://h/?sentinel_password={SECRET}",
+        f"rediss://:{SECRET}@h?ssl_ca_certs=/nowhere",
+        f"redis://:{SECRET}@127.0.0.1:1?wait=0.01",
+        f"redis://127.0.0.1:1?password={SECRET}&wait=0.01",
+        f"redis://127.0.0.1:1,127.0.0.1:2?password={SECRET}&wait=0.01",
+        f"redis+sentinel://127.0.0.1:1/m?password={SECRET}&sentinel_password={SECRET}&wait=0.01",
+        f"unix://:{SECRET}@/nowhere?wait=0.01",
+    ],
+)
+def test_a_secret_is_never_shown(url):
+    """Whatever is wrong with a URL, a password that is in it, or was meant to be, is in no message."""
+    with pytest.raises(StoreError) as caught:
+        open_store(url)
+    assert SECRET not in "".join(traceback.format_exception_only(caught.value))
