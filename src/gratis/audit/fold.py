@@ -19,7 +19,7 @@ from gratis.model import Reason
 from gratis.rule import Tally, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gratis.model import Counts, Decision, Enrollment, Entry, Overage, Terms
     from gratis.offer import Offer
@@ -87,7 +87,13 @@ class Audit:
         self._last: dict[tuple[str, str, str, str, Any], Tally] = {}
         self._seen: dict[str, Seen] = {}
         self._entry: dict[int, int] = {}
+        self._is_cut = False
         self.entries = 0
+
+    def begin(self, cursor: Sequence[int]) -> None:
+        """The ledger begins behind a cursor: what came before was trimmed, and is believed."""
+        self._entry = dict(enumerate(cursor))
+        self._is_cut = any(cursor)
 
     def findings(self, entries: Iterable[Entry | Printed | Unreadable]) -> Iterator[Finding]:
         """What does not follow, entry by entry."""
@@ -115,7 +121,7 @@ class Audit:
         ours = {key[2:]: tally for key, tally in self._last.items() if key[:2] == (offer, account)}
         for group, kind, tally in counters:
             expected = ours.pop((group, kind, tally.window.start), None)
-            if expected != tally:
+            if expected != tally and not (expected is None and self._is_cut):
                 yield _counter(account, group, tally, expected)
         for (group, _, _), expected in ours.items():
             yield _counter(account, group, None, expected)
@@ -166,6 +172,9 @@ class Audit:
             if ours != theirs:
                 yield _finding(FindingKind.WRONG_TERMS, entry, field, theirs, ours)
         before = self._tallies.get(tally_key(charge))
+        if before is None and self._is_cut and found.window and found.total is not None and found.seq:
+            # Of a window whose first decisions were trimmed, the first that is left says how it was before.
+            before = Tally(found.window, found.total - charge.amount, found.seq - 1) if found.seq > 1 else None
         # Whether a window was still kept is the store's to know; the fold only asks whether it had ended.
         kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
         expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)

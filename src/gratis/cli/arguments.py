@@ -196,7 +196,7 @@ def _file(command: argparse.ArgumentParser, what: str) -> None:
 
 def _store(command: argparse.ArgumentParser) -> None:
     known = os.environ.get("GRATIS_STORE") or DEFAULT_URL
-    text = f"memory: or sqlite:///FILE (default: $GRATIS_STORE, or {DEFAULT_URL})"
+    text = f"memory:, sqlite:///FILE or redis://HOST:PORT (default: $GRATIS_STORE, or {DEFAULT_URL})"
     command.add_argument("--store", default=known, metavar="URL", help=text)
 
 

@@ -79,12 +79,12 @@ def _pour(store: Store, sink: _Sink, chosen: Filter, *, after: tuple[int, ...], 
     stop = _Stop(is_wanted=arguments.follow)
     trim = _trim(store) if arguments.trim else None
     while not stop.is_asked():
-        entries, before = store.entries(after=after), after
+        entries = store.entries(after=after)
         while page := [] if stop.is_asked() else list(islice(entries, PAGE)):
             for entry in page:
                 after = behind(after, entry, shards=store.shards)
             sink.take([entry for entry in page if chosen.admits(entry)], upto=after)
-        if trim is not None and (after != before or not any(after)):
+        if trim is not None:
             trim(after)
         if not arguments.follow:
             return
@@ -310,6 +310,7 @@ def _of_store(store: Store, fold: Audit, progress: Progress) -> Iterator[Finding
     """The ledger, then the counters; a live store goes on meanwhile, so each is compared as of its own moment."""
     with store.frozen():
         reader = _Reader(store)
+        fold.begin(reader.cursor)
         yield from fold.findings(_counted(reader.read(None), progress))
         for offer, account in store.accounts():
             shard, last, tallies = store.counters(offer, account)
@@ -323,7 +324,7 @@ class _Reader:
     """Reads a store's ledger, in several goes; an entry that cannot be read does not hide the others."""
 
     def __init__(self, store: Store) -> None:
-        self.cursor = (0,) * store.shards
+        self.cursor = store.trimmed() if isinstance(store, Trimmed) else (0,) * store.shards
         self._store = store
 
     def read(self, upto: tuple[int, ...] | None) -> Iterator[Entry | Unreadable]:

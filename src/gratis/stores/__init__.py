@@ -158,6 +158,10 @@ class Trimmed(Protocol):
         """Forget what was stored elsewhere up to a cursor and can be asked for no more; how far that went."""
         ...
 
+    def trimmed(self) -> tuple[int, ...]:
+        """How far each shard's ledger was forgotten."""
+        ...
+
 
 def places(cursor: Cursor, *, shards: int) -> tuple[int, ...]:
     """A cursor as the place in each shard behind which it stands."""

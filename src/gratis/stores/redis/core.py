@@ -141,8 +141,25 @@ class Core:
         self._seen = [0] * int(count)
         for shard in self.asking.shards:  # may this user do all that is needed, and how far is each?
             yield from self.asking.swap(shard, {}, {})
-            self._seen[shard.number] = read_counters((yield from self.asking.field(shard, b"n"))).last
+            yield from self._check(shard)
         self.asking.patience = self.settings.wait
+
+    def _check(self, shard: Shard) -> Flow[None]:
+        """A shard has both its state and its ledger, or nothing was decided in it."""
+        ask = packed("HGET", shard.state, "n") + packed("XLEN", shard.ledger)
+        text, entries = yield from self.asking.replies(Call(shard.slot, ask, 2))
+        counters = read_counters(text)
+        if counters.last > counters.base and entries == 0:
+            raise StoreError(
+                f"shard {shard.number}: its state says {counters.last} decisions, and its ledger is gone; nothing is"
+                " decided on it. Compare with the ledger that was kept elsewhere"
+            )
+        if text is None and entries > 1:
+            raise StoreError(
+                f"shard {shard.number}: its ledger has {entries} entries, and its state with the enrollments is gone;"
+                " nothing is decided on it. Compare with the ledger that was kept elsewhere"
+            )
+        self._seen[shard.number] = counters.last
 
     def _make(self, key: bytes, slot: int) -> Flow[None]:
         """Make the store; who comes second finds what the first one made."""

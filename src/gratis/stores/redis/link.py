@@ -60,16 +60,16 @@ class Link:
             while True:
                 if wave.pause:
                     time.sleep(wave.pause)
-                wave = flow.send(self._done(wave.sends))
+                wave = flow.send(self._done(wave.sends, wave.within))
         except StopIteration as end:
             result: T = end.value
             return result
 
-    def _done(self, sends: tuple[Send, ...]) -> list[Result]:
+    def _done(self, sends: tuple[Send, ...], within: float) -> list[Result]:
         """Send all, then read all."""
         under_way: list[Connection | Unsent | Lost | StoreError] = []
         try:
-            under_way.extend(self._sent(send) for send in sends)
+            under_way.extend(self._sent(send, within) for send in sends)
             return [self._read(one, send) for one, send in zip(under_way, sends, strict=True)]
         except BaseException:
             # An interrupt: an answer that was not read must never be taken for another's.
@@ -79,9 +79,10 @@ class Link:
             self._forget()
             raise
 
-    def _sent(self, send: Send) -> Connection | Unsent | Lost | StoreError:
+    def _sent(self, send: Send, within: float) -> Connection | Unsent | Lost | StoreError:
         try:
-            connection = self._taken(send)
+            connection = self._taken(send, within)
+            connection.allow(within)
         except (Unsent, StoreError) as error:
             return error
         try:
@@ -106,7 +107,7 @@ class Link:
             one.close()
         return found
 
-    def _taken(self, send: Send) -> Connection:
+    def _taken(self, send: Send, within: float) -> Connection:
         """A connection that nobody uses."""
         if self._pid != os.getpid():  # after a fork the parent's connections are the parent's
             self._forget()
@@ -114,10 +115,11 @@ class Link:
         try:
             return self._idle[send.address, send.is_shard].pop()
         except (KeyError, IndexError):
-            return self._opened(send)
+            pass
+        return self._opened(send, within)
 
-    def _opened(self, send: Send) -> Connection:
-        connection = Connection(send.address, self._guests.access_for(send))
+    def _opened(self, send: Send, within: float) -> Connection:
+        connection = Connection(send.address, self._guests.access_for(send), within)
         try:
             payload, replies = self._guests.greeting(send)
             if replies:
@@ -163,12 +165,12 @@ class AsyncLink:
             while True:
                 if wave.pause:
                     await asyncio.sleep(wave.pause)
-                wave = flow.send(await self._done(wave.sends))
+                wave = flow.send(await self._done(wave.sends, wave.within))
         except StopIteration as end:
             result: T = end.value
             return result
 
-    async def _done(self, sends: tuple[Send, ...]) -> list[Result]:
+    async def _done(self, sends: tuple[Send, ...], within: float) -> list[Result]:
         """Send all, then wait for all; what does not come in time is lost, with all else on its connection."""
         loop = asyncio.get_running_loop()
         under_way: list[tuple[asyncio.Future[list[Any]], asyncio.TimerHandle] | Unsent | StoreError] = []
@@ -178,7 +180,8 @@ class AsyncLink:
             except (Unsent, StoreError) as error:
                 under_way.append(error)
             else:
-                timer = loop.call_later(self._guests.access.timeout, connection.close, TimeoutError("timed out"))
+                limit = min(self._guests.access.timeout, within)
+                timer = loop.call_later(limit, connection.close, TimeoutError("timed out"))
                 under_way.append((connection.ask(send.payload, send.replies), timer))
         results: list[Result] = []
         try:

@@ -133,34 +133,43 @@ def _word(definition: bytes) -> tuple[bytes, bytes]:
 
 def mended(asking: Asking, shard: Shard, last: int, seen: int) -> Flow[StoreError | None]:
     """Bring a state up to its ledger, one entry of it a time; the error says why it cannot be."""
-    ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, f"{last + 1}-0", "+", "COUNT", 1)
     try:
-        text, found = yield from asking.replies(Call(shard.slot, ask, 2))
-        counters = read_counters(text)
-        if counters.last > last:
-            return None  # somebody else was first
-        if not found:
-            return StoreError(
-                f"shard {shard.number} ends at decision {last}, and decision {seen} was seen in"
-                " it: the server has lost what it acknowledged (a failover, a restored copy, a flush); nothing was"
-                " written. Compare with the ledger that was kept elsewhere, then open the store anew"
-            )
-        missed = Missed(int(found[0][0].partition(b"-")[0]), found[0][1], counters, asking.salt)
-        if missed.first != last + 1:
-            return StoreError(
-                f"shard {shard.number}: its state ends at decision {last}, its ledger begins at {missed.first};"
-                " expected no gap; nothing was written"
-            )
-        missing = missed.unknown_words()
-        texts = yield from asking.fields(shard, [b"w" + number for number in missing])
-        if None in texts:
-            return StoreError(f"shard {shard.number}: words of its ledger are gone; nothing was written")
-        names = missed.reads({number: text for number, text in zip(missing, texts, strict=True) if text})
-        known = dict(zip(names, (yield from asking.fields(shard, names)), strict=True))
-        fields, before = list(missed.writes(known).items()), {b"n": text or b""}
-        for first in range(0, len(fields), WRITE_MAX):
-            yield from asking.swap(shard, before, dict(fields[first : first + WRITE_MAX]))
-        yield from asking.swap(shard, before, {b"n": missed.counters().text()})
+        yield from _mend(asking, shard, last, seen)
     except StoreError as error:
         return error
     return None
+
+
+def _mend(asking: Asking, shard: Shard, last: int, seen: int) -> Flow[None]:
+    ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, f"{last + 1}-0", "+", "COUNT", 1)
+    text, found = yield from asking.replies(Call(shard.slot, ask, 2))
+    counters = read_counters(text)
+    if counters.last > last:
+        return  # somebody else was first
+    if not found:
+        raise StoreError(
+            f"shard {shard.number} ends at decision {last}, and decision {seen} was seen in"
+            " it: the server has lost what it acknowledged (a failover, a restored copy, a flush); nothing was"
+            " written. Compare with the ledger that was kept elsewhere, then open the store anew"
+        )
+    if text is None and last == 0 and int(found[0][0].partition(b"-")[0]) < seen:
+        raise StoreError(
+            f"shard {shard.number}: its state, with the enrollments, is gone; nothing was written."
+            " Compare with the ledger that was kept elsewhere"
+        )
+    missed = Missed(int(found[0][0].partition(b"-")[0]), found[0][1], counters, asking.salt)
+    if missed.first != last + 1:
+        raise StoreError(
+            f"shard {shard.number}: its state ends at decision {last}, its ledger begins at {missed.first};"
+            " expected no gap; nothing was written"
+        )
+    missing = missed.unknown_words()
+    texts = yield from asking.fields(shard, [b"w" + number for number in missing])
+    if None in texts:
+        raise StoreError(f"shard {shard.number}: words of its ledger are gone; nothing was written")
+    names = missed.reads({number: text for number, text in zip(missing, texts, strict=True) if text})
+    known = dict(zip(names, (yield from asking.fields(shard, names)), strict=True))
+    fields, before = list(missed.writes(known).items()), {b"n": text or b""}
+    for first in range(0, len(fields), WRITE_MAX):
+        yield from asking.swap(shard, before, dict(fields[first : first + WRITE_MAX]))
+    yield from asking.swap(shard, before, {b"n": missed.counters().text()})

@@ -73,6 +73,10 @@ class Reading:
                 return read_counters(counters).last, found
             listed = now  # a window was opened meanwhile
 
+    def base(self, shard: Shard) -> Flow[int]:
+        """The last entry that was trimmed from a shard's ledger."""
+        return read_counters((yield from self._asking.field(shard, b"n"))).base
+
     def accounts(self) -> Flow[list[tuple[str, str]]]:
         """Offer and name of each account that the store knows."""
         found: dict[bytes, None] = {}

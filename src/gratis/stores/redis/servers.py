@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PAUSE_S = 0.01
 PAUSE_MAX_S = 0.32
+WITHIN_LEAST_S = 0.05
 TURNS_MAX = 64
 ASKING = packed("ASKING")
 GREET = packed("INFO") + packed("CONFIG", "GET", "appendfsync") + packed("TIME")
@@ -53,6 +54,8 @@ class Wave(Struct, frozen=True):
     """What goes out together, after a pause."""
 
     sends: tuple[Send, ...]
+    within: float
+    """How long this may take, where that is less than a server is usually given."""
     pause: float = 0.0
 
 
@@ -76,7 +79,7 @@ class Servers(Protocol):
         """The server of a slot, if it is known."""
         ...
 
-    def find(self) -> Generator[Wave, list[Result], None]:
+    def find(self, within: float) -> Generator[Wave, list[Result], None]:
         """Find out; raises `NotExecuted` if nobody tells."""
         ...
 
@@ -99,7 +102,7 @@ class One:
         """The server."""
         return self._address
 
-    def find(self) -> Generator[Wave, list[Result], None]:
+    def find(self, within: float) -> Generator[Wave, list[Result], None]:  # noqa: ARG002 - nobody is asked
         """It is known."""
         yield from ()
 
@@ -123,12 +126,12 @@ class Sentinels:
         """The master, as the sentinels said last."""
         return self._master
 
-    def find(self) -> Generator[Wave, list[Result], None]:
+    def find(self, within: float) -> Generator[Wave, list[Result], None]:
         """Ask one sentinel after another."""
         said = "no sentinel was asked"
         ask = packed("SENTINEL", "get-master-addr-by-name", self._service)
         for sentinel in list(self._sentinels):
-            (result,) = yield Wave((Send(sentinel, ask, 1, is_shard=False, is_sentinel=True),))
+            (result,) = yield Wave((Send(sentinel, ask, 1, is_shard=False, is_sentinel=True),), within)
             if isinstance(result, list) and isinstance(result[0], list):
                 host, port = result[0]
                 self._master = Address(host.decode(), int(port))
@@ -159,12 +162,12 @@ class Cluster:
         """The master of a slot, as far as is known."""
         return None if self._is_stale else self._slots.get(slot)
 
-    def find(self) -> Generator[Wave, list[Result], None]:
+    def find(self, within: float) -> Generator[Wave, list[Result], None]:
         """Ask one server after another for the map of the slots."""
         said = "no server was asked"
         known = dict.fromkeys([*self._seeds, *self._slots.values()])
         for server in list(known):
-            (result,) = yield Wave((Send(server, packed("CLUSTER", "SLOTS"), 1, is_shard=False),))
+            (result,) = yield Wave((Send(server, packed("CLUSTER", "SLOTS"), 1, is_shard=False),), within)
             if isinstance(result, list) and isinstance(result[0], list) and result[0]:
                 self._slots = {
                     slot: Address(master[0].decode() or server.host, int(master[1]))
@@ -261,7 +264,8 @@ def answers(
     results: list[Result] = []
     if None not in addresses:  # nearly always: every server is known, and answers at once
         pairs = zip(calls, addresses, strict=True)
-        results = yield Wave(tuple([Send(at, call.command, call.replies, call.is_shard) for call, at in pairs if at]))
+        sends = tuple([Send(at, call.command, call.replies, call.is_shard) for call, at in pairs if at])
+        results = yield Wave(sends, patience)
         if all(type(result) is list and not isinstance(result[0], hiredis.ReplyError) for result in results):
             return results
     return (yield from _persist(servers, calls, results, timer=timer, patience=patience))
@@ -282,12 +286,13 @@ def _persist(
             break
         results: list[Result]
         try:
+            within = max(WITHIN_LEAST_S, ends - pause - timer())
             if any(servers.at(errand.call.slot) is None for errand in pending):
-                yield from servers.find()
-            results = yield Wave(tuple([errand.send(servers) for errand in pending]), pause)
+                yield from servers.find(within)
+            results = yield Wave(tuple([errand.send(servers) for errand in pending]), within, pause)
         except NotExecuted as error:
             results = [Unsent(error.args[0].removesuffix(NOTHING))] * len(pending)
-            yield Wave((), pause)
+            yield Wave((), 0.0, pause)
         for errand, result in zip(pending, results, strict=True):
             errand.take(result, servers)
         pending = [errand for errand in pending if not errand.is_over]

@@ -123,6 +123,10 @@ class RedisStore:
         upto = places(cursor, shards=self.shards)
         return tuple(self._run(self._core.trim(shard, upto[shard.number])) for shard in self._core.asking.shards)
 
+    def trimmed(self) -> tuple[int, ...]:
+        """How far each shard's ledger was forgotten."""
+        return tuple(self._run(self._core.reading.base(shard)) for shard in self._core.asking.shards)
+
     def close(self) -> None:
         """Close every connection; what was acknowledged is on the server."""
         self._is_closed = True

@@ -43,7 +43,11 @@ def open_redis(
     tls = _tls(options) if scheme in {"rediss", "valkeys"} else None
     path = [part for part in unquote(parts.path).split("/") if part]
     servers: Servers
+    if "db" in options and scheme != "unix" and len(path) > (variant == "sentinel"):
+        raise _wrong(parts, f"db={options['db']} beside /{path[-1]}", "the database in one place")
     if scheme == "unix":
+        if parts.netloc.rpartition("@")[2]:
+            raise _wrong(parts, "a host", "unix:///FOLDER/SOCKET, with three slashes")
         servers, db = One(Address(unquote(parts.path))), options.get("db", "0")
     elif variant == "sentinel":
         if not path:
@@ -156,5 +160,6 @@ def _whole(parts: SplitResult, name: str, text: str, most: int, *, least: int = 
 
 def _wrong(parts: SplitResult, found: str, expected: str) -> StoreError:
     """An error that shows where, and no secret."""
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    rest = parts.netloc + parts.path
+    shown = f"{parts.scheme}://{'…' if '@' in parts.path + parts.fragment else rest.rpartition('@')[2]}"
     return StoreError(f"store {shown!r}: {found}; expected {expected}")

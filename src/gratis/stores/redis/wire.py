@@ -83,12 +83,21 @@ def greeted(address: Address, found: list[Any], replies: int) -> list[Any]:
 class Connection:
     """A blocking connection to one server, for one thread at a time."""
 
-    def __init__(self, address: Address, access: Access) -> None:
+    def __init__(self, address: Address, access: Access, within: float) -> None:
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
+        self._usual = access.timeout
+        self._timeout = min(access.timeout, within)
         try:
-            self._socket = _connected(address, access)
+            self._socket = _connected(address, access, self._timeout)
         except (OSError, ValueError) as error:
             raise Unsent(f"{address}: {error}") from error
+
+    def allow(self, within: float) -> None:
+        """How long each step may take from now on: the usual time, or what is left of it."""
+        timeout = min(self._usual, within)
+        if timeout != self._timeout:
+            self._timeout = timeout
+            self._socket.settimeout(timeout)
 
     def send(self, payload: bytes) -> None:
         """Send commands; a part that was sent may be enough for some of them."""
@@ -120,17 +129,17 @@ class Connection:
         self._socket.close()
 
 
-def _connected(address: Address, access: Access) -> socket.socket:
+def _connected(address: Address, access: Access, timeout: float) -> socket.socket:
     if not address.port:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            made.settimeout(access.timeout)
+            made.settimeout(timeout)
             made.connect(address.host)
         except BaseException:
             made.close()
             raise
         return made
-    made = socket.create_connection((address.host, address.port), timeout=access.timeout)
+    made = socket.create_connection((address.host, address.port), timeout=timeout)
     try:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
