@@ -140,6 +140,7 @@ class Proxy:
             if self._closed.is_set():
                 client.close()
                 return
+            without_delay(client)
             self._passages.append(_Passage(self, client))
 
 
@@ -209,12 +210,19 @@ class _Passage:
         return fault != "half"
 
 
+def without_delay(sock: socket.socket) -> None:
+    """Hand over each answer at once."""
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def connect(address: Address) -> socket.socket:
     """A connection to a socket's path or to a host and port."""
     sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
     try:
         sock.settimeout(CONNECT_MOST_S)
         sock.connect(address)
+        without_delay(sock)
         sock.settimeout(None)
     except OSError:
         sock.close()

@@ -62,7 +62,7 @@ def ledger(arguments: argparse.Namespace) -> int:
         since=arguments.since,
         until=arguments.until,
     )
-    if arguments.trim and (arguments.out is None or chosen != Filter()):
+    if arguments.trim and (arguments.out is None or arguments.after or chosen != Filter()):
         raise GratisError("ledger: --trim forgets what --out has stored; expected --out, and no choice of entries")
     store = open_store(arguments.store, must_exist=True)
     try:

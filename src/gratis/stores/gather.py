@@ -35,6 +35,7 @@ class Gathered:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gratis-store")
         self._waiting: deque[tuple[Sequence[Charge], asyncio.Future[list[Receipt]]]] = deque()
         self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_busy = False
         self._is_crowded = False  # whether the last call was for many
         self._resting: asyncio.Future[None] | None = None
@@ -44,6 +45,7 @@ class Gathered:
         """Apply each charge once, in order, with whatever else waits."""
         if self.store.is_instant:
             return self.store.apply(charges)
+        self._know_loop()
         if not self._is_busy and not self._is_crowded and isinstance(self.store, Awaited):
             return await self._apply_lone(self.store, charges)
         if len(self._waiting) >= WAITING_MAX:
@@ -63,6 +65,14 @@ class Gathered:
             self._rest()
             if self._waiting:
                 self._go_on()
+
+    def _know_loop(self) -> None:
+        """A loop that ended took what was under way with it."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._waiting.clear()
+            self._draining, self._is_busy, self._resting = None, False, None
 
     def _rest(self) -> None:
         """Nobody asks the store any more."""
@@ -123,9 +133,11 @@ class Gathered:
 
     async def close(self) -> None:
         """Let what is under way end, then close the store."""
+        self._know_loop()
         while self._is_busy:
-            self._resting = asyncio.get_running_loop().create_future()
-            await self._resting
+            if self._resting is None or self._resting.done():
+                self._resting = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._resting)
         if not self._is_closed:
             if isinstance(self.store, Awaited):
                 await self.store.close_async()

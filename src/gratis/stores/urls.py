@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "sqlite:///gratis.db"
 WAIT_MAX_S = 3_600.0
-_SECRET = re.compile(r"(?<=//)[^/@]*(?=@)|(?<=password=)[^&#]*")
+_SECRET = re.compile(r"(?<=//).*(?=@)|(?<=password=)[^&#]*")
 SQLITE_FORM = "sqlite:///FILE (relative) or sqlite:////FOLDER/FILE (absolute)"
 EXPECTED = f"memory:, {SQLITE_FORM}, redis://HOST:PORT, rediss://…, unix:///SOCKET or redis+sentinel://HOST,…/MASTER"
 

@@ -15,6 +15,7 @@
 --           R number facts record    decided before
 --           S number                 the same as an earlier charge of this call
 --           V change                 rests on an outdated enrollment
+--           U number                 so does this, of the same account as an earlier charge of this call
 --           A                        ahead of the clock
 --         or 'facts': the facts of a case are not known here; nothing was done
 -- ERROR   GRATISBEHIND last          the state does not reach as far as the ledger, or as `seen`; nothing was done
@@ -51,7 +52,7 @@ end
 -- The rule: what becomes of a charge, and of the tally of its window. Says the line of its record, and whether the
 -- window opens with it; or, in third place, what is wrong. (It is given all that it knows: what a function takes from
 -- around it costs more here than an argument.)
-local function judge(way, amount, allowance, span, tally, mark, kept, is_dry)
+local function judge(way, amount, allowance, span, tally, mark, kept, trimmed, is_dry)
   local kind, spare = way:sub(1, 1), 0
   if kind == 'x' then
     return 'x'
@@ -68,7 +69,7 @@ local function judge(way, amount, allowance, span, tally, mark, kept, is_dry)
       used, seq, is_open = 0, 0, false
     end
   end
-  if span:sub(20) <= kept then
+  if span:sub(20) <= kept or (kind == 'r' and mark:sub(1, 18) <= trimmed) then
     return 'l'
   end
   if not (#amount <= 13 and amount:match('^%d+$') and #allowance <= 15 and allowance:match('^%d+$')) then
@@ -206,7 +207,7 @@ local function set(name, value)
   end
 end
 
-local answers, fresh, tallies, decided = { 0, 0 }, {}, {}, 0
+local answers, fresh, outdated, tallies, decided = { 0, 0 }, {}, {}, {}, 0
 
 for i = 1, count do
   local at = charges + (i - 1) * CHARGE
@@ -249,7 +250,12 @@ for i = 1, count do
   end
   local version = values[read + 1] or '0'
   if not answer and version ~= ARGS[case + 2] then
-    answer = 'V' .. (call('HGET', state, 'e' .. version .. '\0' .. account) or '')
+    if outdated[account] then
+      answer = format('U%d', outdated[account])
+    else
+      answer = 'V' .. (call('HGET', state, 'e' .. version .. '\0' .. account) or '')
+      outdated[account] = i
+    end
   end
 
   if not answer then
@@ -266,7 +272,7 @@ for i = 1, count do
     local ended = tally[4] and tally[3]
     local used, seq = tally[1], tally[2]
     local line, is_new, fault =
-      judge(ARGS[case + 5], ARGS[at + 5], ARGS[case + 6], ARGS[case + 8], tally, mark, kept, is_dry)
+      judge(ARGS[case + 5], ARGS[at + 5], ARGS[case + 6], ARGS[case + 8], tally, mark, kept, kept_here, is_dry)
     if fault then
       return wrong(fault)
     end
@@ -318,7 +324,11 @@ if decided == 0 then
   return answers
 end
 
--- Commit. Many decisions make several entries, each with its words before its records, so that one that is asked for
+-- Commit. An id says that nothing follows it, not that nothing stands before it: several decisions ask.
+if decided > 1 and #call('XRANGE', ledger, format('%d-0', last - decided + 1), '+', 'COUNT', 1) > 0 then
+  return redis.error_reply(format('GRATISBEHIND %d', last - decided))
+end
+-- Many decisions make several entries, each with its words before its records, so that one that is asked for
 -- again is found in a short one.
 local from, records = 1, 0
 for to = 2, told, 2 do

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from gratis.errors import NotExecuted
+from gratis.errors import OutcomeUnknown
 from gratis.model import Counts, Overage, Unit, from_micros, micros
 from gratis.stores import Receipt, Status, repeat
 from gratis.stores.redis.layout import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gratis.model import Durability, Terms, Window
     from gratis.rule import Charge
 
-CHARGES_MAX = 500  # a server is busy with them for less than 5 ms
+CHARGES_MAX = 500  # new ones keep a server busy for about 5 ms
 CASES_CACHED_MAX = 20_000
 PLACE_BYTES = 10
 HEAD_ARGUMENTS, CASE_ARGUMENTS, CHARGE_ARGUMENTS = 5, 8, 6
@@ -77,10 +77,10 @@ class Case:
 
     __slots__ = ("brief", "full", "is_told", "kept", "shard", "span", "word")
 
-    def __init__(self, charge: Charge, shard: int, word: bytes, durability: Durability) -> None:
+    def __init__(self, charge: Charge, shard: int, word: bytes, durability: Durability, salt: bytes) -> None:
         terms, window = charge.terms, charge.window
         facts = facts_of(charge, durability)
-        head = (word, b"%d" % charge.version, key_of(facts))
+        head = (word, b"%d" % charge.version, key_of(facts, salt))
         if window is None:
             tail = (b"xfw", b"0", b"", b"")
         else:
@@ -109,6 +109,10 @@ def _reading(terms: Terms) -> bytes:
 
 def _bulk(data: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+class Shifted(OutcomeUnknown):
+    """An answer is not that of its question; the connection that brought it is not to be used again."""
 
 
 class Moment(Struct, frozen=True):
@@ -146,7 +150,7 @@ class Calls:
             if len(self._cases) >= CASES_CACHED_MAX:
                 self._cases.clear()
             word = account_word(charge.terms.offer, request.account)
-            case = self._cases[key] = Case(charge, shard_number(word, count=self._shards), word, durability)
+            case = self._cases[key] = Case(charge, shard_number(word, count=self._shards), word, durability, self.salt)
         return case
 
     def write(
@@ -214,7 +218,7 @@ def receipts(
     skipped = 0 if dry else 2  # the numbers of account and facts
     for answer, (charge, _), place in zip(answers, charges, places, strict=True):
         if answer[:PLACE_BYTES] != place:
-            raise NotExecuted("the server answered another request's question; ask again")
+            raise Shifted("the server answered another request's question; ask again with the same id")
         letter = answer[PLACE_BYTES : PLACE_BYTES + 1]
         if letter == b"D":
             words = answer[PLACE_BYTES + 1 :].split()[skipped:]
@@ -228,6 +232,8 @@ def receipts(
             same = found[int(answer[PLACE_BYTES + 1 :]) - 1].decision
             assert same is not None, "what comes first has a decision"
             found.append(repeat(charge.request, same))
+        elif letter == b"U":
+            found.append(found[int(answer[PLACE_BYTES + 1 :]) - 1])
         elif letter == b"V":
             text = answer[PLACE_BYTES + 1 :]
             found.append(Receipt(_OUTDATED, change=read_change(text) if text else None))

@@ -16,12 +16,13 @@ from msgspec import Struct
 
 from gratis.enrollment import change
 from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
-from gratis.model import Durability, from_micros, micros
+from gratis.model import Durability, from_micros, micros, shown
 from gratis.stores import Bounds, Receipt, Status
 from gratis.stores.redis.asking import Asking
 from gratis.stores.redis.calls import CHARGES_MAX, Calls, Case, Moment, receipts
 from gratis.stores.redis.layout import (
     SCHEMA,
+    SHARDS_MAX,
     TOKEN_BYTES,
     account_word,
     change_field,
@@ -133,9 +134,11 @@ class Core:
         schema, count, salt = found
         if schema != b"%d" % SCHEMA:
             raise StoreError(f"the store has schema {schema!r}; expected {SCHEMA}: it was made by another release")
+        if not count.isdigit() or not 1 <= int(count) <= SHARDS_MAX:
+            raise StoreError(f"the store says that it has {shown(count)} shards; expected 1 to {SHARDS_MAX}")
         if self.settings.shards not in (None, int(count)):
             raise StoreError(f"the store has {int(count)} shards; expected {self.settings.shards}: that never changes")
-        self.asking.shards = shards(self.settings.namespace, int(count))
+        self.asking.shards = shards(self.settings.namespace, int(count), salt)
         self.asking.salt = salt
         self._calls = Calls(shards=int(count), salt=salt)
         self._seen = [0] * int(count)
@@ -146,8 +149,8 @@ class Core:
 
     def _check(self, shard: Shard) -> Flow[None]:
         """A shard has both its state and its ledger, or nothing was decided in it."""
-        ask = packed("HGET", shard.state, "n") + packed("XLEN", shard.ledger)
-        text, entries = yield from self.asking.replies(Call(shard.slot, ask, 2))
+        text = yield from self.asking.field(shard, b"n")
+        entries = yield from self.asking.reply(Call(shard.slot, packed("XLEN", shard.ledger)))
         counters = read_counters(text)
         if counters.last > counters.base and entries == 0:
             raise StoreError(
@@ -208,7 +211,8 @@ class Core:
                     if not work[number]:
                         del work[number]
         if errors:
-            raise _worst(errors, has_written=not dry and any(one.status is Status.DECIDED for one in found.values()))
+            is_kept = any(one.status in {Status.DECIDED, Status.REPLAYED} for one in found.values())
+            raise _worst(errors, has_written=is_kept and not dry)
         return [found[place] for place in range(len(charges))]
 
     def _by_shard(self, charges: Sequence[Charge]) -> dict[int, deque[list[tuple[int, Charge, Case]]]]:
@@ -283,7 +287,10 @@ class Core:
         shard = self.asking.shard_of(word)
         line: bytes | None = None
         for _ in range(ROUNDS_MAX):
-            lines = yield from self.reading.change_lines(offer, account)
+            try:
+                lines = yield from self.reading.change_lines(offer, account)
+            except NotExecuted as error:
+                raise error if line is None else unknown(error) from None
             history = [read_change(known) for known in lines]
             if line in lines:
                 return history[lines.index(line)]  # the answer was lost, the change was not

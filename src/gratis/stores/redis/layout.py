@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Struct
 
+from gratis.errors import StoreError
 from gratis.lines import change_line, change_of, decode, encode, enrollment_line, terms_line, terms_of
 from gratis.model import (
     Counts,
@@ -37,6 +38,7 @@ from gratis.model import (
     Window,
     from_micros,
     micros,
+    shown,
 )
 from gratis.rule import Charge, free_tokens
 
@@ -54,6 +56,7 @@ SHORT_BYTES = 5
 OPEN = b"open"
 HEX_MIN = 16
 TOKEN_BYTES = 16
+IDENTITY_BYTES = 8
 SECOND = 1_000_000
 
 pack = msgspec.msgpack.Encoder().encode
@@ -81,9 +84,12 @@ class Facts(Struct, frozen=True):
     terms: Terms
 
 
-def shards(namespace: str, count: int) -> list[Shard]:
-    """The shards of a store; their slots are spread evenly over all that a cluster has."""
-    return [_shard(namespace, number, count) for number in range(count)]
+def shards(namespace: str, count: int, identity: bytes = b"") -> list[Shard]:
+    """The shards of a store; their slots are spread evenly over all that a cluster has.
+
+    Their keys carry the store's identity: who opened it before it was flushed and made anew finds nothing there.
+    """
+    return [_shard(namespace, number, count, identity[:IDENTITY_BYTES]) for number in range(count)]
 
 
 def slot_of(tag: bytes) -> int:
@@ -91,13 +97,13 @@ def slot_of(tag: bytes) -> int:
     return crc_hqx(tag, 0) % SLOTS
 
 
-def _shard(namespace: str, number: int, count: int) -> Shard:
+def _shard(namespace: str, number: int, count: int, identity: bytes) -> Shard:
     tries = 0
     while True:
         tag = f"{namespace}:{number}" + (f".{tries}" if tries else "")
         slot = slot_of(tag.encode())
         if count == 1 or slot * count // SLOTS == number:
-            key = f"{{{tag}}}:".encode()
+            key = b"{%b}:%b:" % (tag.encode(), identity)
             state, ledger = key + b"state", key + b"ledger"
             keys = b"$1\r\n2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(state), state, len(ledger), ledger)
             return Shard(number, slot, state, ledger, keys)
@@ -178,9 +184,9 @@ def read_facts(text: bytes) -> Facts:
     )
 
 
-def key_of(facts: bytes) -> bytes:
+def key_of(facts: bytes, salt: bytes) -> bytes:
     """By what facts are found."""
-    return blake2b(facts, digest_size=8).digest()
+    return blake2b(facts, digest_size=12, key=salt).digest()
 
 
 def rest_of(request: Request, at: int, decided_at: int, span: tuple[int, ...]) -> bytes:
@@ -216,8 +222,11 @@ def read_counters(text: bytes | None) -> Counters:
     """Counters from their field; a shard that has none has decided nothing."""
     if text is None:
         return Counters()
-    *counts, kept = text.split(b" ")
-    last, base, words, top = map(int, counts)
+    try:
+        *counts, kept = text.split(b" ")
+        last, base, words, top = map(int, counts)
+    except ValueError:
+        raise StoreError(f"a shard's counters are {shown(text)}; expected four numbers") from None
     return Counters(last, base, words, top, kept)
 
 

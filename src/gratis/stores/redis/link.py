@@ -174,17 +174,17 @@ class AsyncLink:
         """Send all, then wait for all; what does not come in time is lost, with all else on its connection."""
         loop = asyncio.get_running_loop()
         under_way: list[tuple[asyncio.Future[list[Any]], asyncio.TimerHandle] | Unsent | StoreError] = []
-        for send in sends:
-            try:
-                connection = await self._taken(send)
-            except (Unsent, StoreError) as error:
-                under_way.append(error)
-            else:
-                limit = min(self._guests.access.timeout, within)
-                timer = loop.call_later(limit, connection.close, TimeoutError("timed out"))
-                under_way.append((connection.ask(send.payload, send.replies), timer))
         results: list[Result] = []
         try:
+            for send in sends:
+                try:
+                    connection = await self._taken(send)
+                except (Unsent, StoreError) as error:
+                    under_way.append(error)
+                else:
+                    limit = min(self._guests.access.timeout, within)
+                    timer = loop.call_later(limit, connection.close, TimeoutError("timed out"))
+                    under_way.append((connection.ask(send.payload, send.replies), timer))
             for one in under_way:
                 results.append(await _read(one[0]) if isinstance(one, tuple) else one)  # noqa: PERF401 - it awaits
         finally:
@@ -224,6 +224,8 @@ class AsyncLink:
     async def close(self) -> None:
         """Close every connection."""
         opened, self._open = self._open, {}
+        if self._loop is not asyncio.get_running_loop():
+            return  # connections ended with their loop
         for task in opened.values():
             if task.done() and not task.cancelled() and task.exception() is None:
                 task.result().close()

@@ -84,7 +84,7 @@ class Missed:
 
         for number, text in self.words.items():
             fields[b"w" + number] = text
-            fields[text if text[:1] == b"a" else b"f" + key_of(text)] = number
+            fields[text if text[:1] == b"a" else b"f" + key_of(text, self._salt)] = number
         for place, (decision, record) in enumerate(zip(self._decisions, self.records, strict=True)):
             word = account_word(decision.offer, decision.account)
             slot = self._slot(word, decision)
@@ -101,7 +101,7 @@ class Missed:
             if name.endswith(OPEN) and before and before.split()[2] != start:
                 own = name.removesuffix(OPEN)[len(word) + 2 :] + before.split()[2]
                 fields[b"t%b\0%b" % (word, own)] = before
-            if own + b"\n" not in value(listed):
+            if own not in value(listed).split(b"\n"):
                 fields[listed] = value(listed) + own + b"\n"
             fields[name] = b"%d %d %b %b" % (decision.used, decision.seq, start, end)
         return fields
@@ -141,8 +141,9 @@ def mended(asking: Asking, shard: Shard, last: int, seen: int) -> Flow[StoreErro
 
 
 def _mend(asking: Asking, shard: Shard, last: int, seen: int) -> Flow[None]:
-    ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, f"{last + 1}-0", "+", "COUNT", 1)
-    text, found = yield from asking.replies(Call(shard.slot, ask, 2))
+    text = yield from asking.field(shard, b"n")
+    ask = packed("XRANGE", shard.ledger, f"{last + 1}-0", "+", "COUNT", 1)
+    found = yield from asking.reply(Call(shard.slot, ask))
     counters = read_counters(text)
     if counters.last > last:
         return  # somebody else was first

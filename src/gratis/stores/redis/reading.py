@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gratis.model import Change
     from gratis.stores.redis.asking import Asking
-    from gratis.stores.redis.layout import Shard
+    from gratis.stores.redis.layout import Record, Shard
     from gratis.stores.redis.servers import Result, Wave
 
     T = TypeVar("T")
@@ -93,9 +93,11 @@ class Reading:
 
     def entries(self, shard: Shard, after: int, upto: int | None) -> Flow[list[Entry]]:
         """The next page of a shard's ledger behind an entry; empty at its end."""
-        ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, f"{after + 1}-0", "+", "COUNT", PAGE)
-        text, found = yield from self._asking.replies(Call(shard.slot, ask, 2))
-        counters = read_counters(text)
+        counters = read_counters((yield from self._asking.field(shard, b"n")))
+        ask = packed("XRANGE", shard.ledger, f"{after + 1}-0", "+", "COUNT", PAGE)
+        found = yield from self._asking.reply(Call(shard.slot, ask))
+        if not found and counters.last < after:
+            yield from self._check_reaches(shard, after)
         rows: list[tuple[int, bytes]] = []
         for place, fields in found:
             upmost = int(place.partition(b"-")[0])
@@ -109,7 +111,7 @@ class Reading:
         rows = [row for place, row in enumerate(rows) if row[0] == rows[0][0] + place]  # up to the next gap
         if upto is not None:
             rows = [row for row in rows if row[0] <= upto]
-        records = [read_record(record) for _, record in rows]
+        records = [_record(shard, number, record) for number, record in rows]
         words = yield from self._known(shard, {number for one in records for number in (one.account, one.facts)})
         entries = []
         for (number, _), record in zip(rows, records, strict=True):
@@ -118,17 +120,28 @@ class Reading:
             entries.append(Entry(number, record.decided_at, decision, shard.number))
         return entries
 
+    def _check_reaches(self, shard: Shard, after: int) -> Flow[None]:
+        """What was read is still there: a ledger that ends before it has lost what it gave."""
+        ask = packed("XRANGE", shard.ledger, f"{after}-0", "+", "COUNT", 1)
+        if not (yield from self._asking.reply(Call(shard.slot, ask))):
+            raise StoreError(
+                f"shard {shard.number}: its ledger ends before entry {after}, which was read from it: the server has"
+                " lost what it acknowledged"
+            )
+
     def _known(self, shard: Shard, numbers: set[bytes]) -> Flow[dict[bytes, bytes]]:
         """The words that numbers stand for."""
-        missing = sorted(number for number in numbers if (shard.number, number) not in self._words)
+        known = {number: self._words[shard.number, number] for number in numbers
+                 if (shard.number, number) in self._words}  # fmt: skip
+        missing = sorted(numbers - known.keys())
         texts = yield from self._asking.fields(shard, [b"w" + number for number in missing])
         for number, text in zip(missing, texts, strict=True):
             if text is None:
                 raise StoreError(f"word {number.decode()} of shard {shard.number} is gone; the ledger cannot be read")
             if len(self._words) >= WORDS_CACHED_MAX:
                 self._words.clear()
-            self._words[shard.number, number] = text
-        return {number: self._words[shard.number, number] for number in numbers}
+            known[number] = self._words[shard.number, number] = text
+        return known
 
     def _read_facts(self, text: bytes) -> Facts:
         facts = self._facts.get(text)
@@ -137,6 +150,13 @@ class Reading:
                 self._facts.clear()
             facts = self._facts[text] = read_facts(text)
         return facts
+
+
+def _record(shard: Shard, number: int, record: bytes) -> Record:
+    try:
+        return read_record(record)
+    except (ValueError, IndexError) as error:  # msgspec's errors are ValueErrors
+        raise UnreadableEntry(number, str(error), shard=shard.number) from error
 
 
 def _tally(name: bytes, value: bytes) -> tuple[str, str, Tally]:

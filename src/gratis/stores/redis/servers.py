@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 PAUSE_S = 0.01
 PAUSE_MAX_S = 0.32
 WITHIN_LEAST_S = 0.05
-TURNS_MAX = 64
 ASKING = packed("ASKING")
 GREET = packed("INFO") + packed("CONFIG", "GET", "appendfsync") + packed("TIME")
 GREET_REPLIES = 3
@@ -40,7 +39,7 @@ _WORD = re.compile(rf"(?:^|-)({_WORDS})\b ?(.*)")
 
 
 class Send(Struct, frozen=True):
-    """What one server is sent, and how many replies that has. Without an address, any server that is known."""
+    """What one server is sent, and how many replies that has."""
 
     address: Address
     payload: bytes
@@ -135,8 +134,7 @@ class Sentinels:
             if isinstance(result, list) and isinstance(result[0], list):
                 host, port = result[0]
                 self._master = Address(host.decode(), int(port))
-                self._sentinels.remove(sentinel)
-                self._sentinels.insert(0, sentinel)
+                self._sentinels = [sentinel, *(other for other in self._sentinels if other != sentinel)]
                 return
             said = f"sentinel {sentinel}: {_told(result)}"
         raise NotExecuted(f"no sentinel knows the master of {self._service!r} ({said}); nothing was written")
@@ -170,7 +168,7 @@ class Cluster:
             (result,) = yield Wave((Send(server, packed("CLUSTER", "SLOTS"), 1, is_shard=False),), within)
             if isinstance(result, list) and isinstance(result[0], list) and result[0]:
                 self._slots = {
-                    slot: Address(master[0].decode() or server.host, int(master[1]))
+                    slot: Address((master[0] or b"").decode() or server.host, int(master[1]))
                     for first, last, master, *_ in result[0]
                     for slot in range(first, last + 1)
                 }
@@ -199,14 +197,19 @@ class _Errand:
         self.is_slow = False
         self.answer: Any = NotExecuted("the cluster did not settle where a slot is; nothing was written")
         self._was_lost = False
+        self._redirects = 0
+        self._asked = Address("")
 
-    def send(self, servers: Servers) -> Send:
-        """What goes out for it this time."""
+    def send(self, servers: Servers) -> Send | None:
+        """What goes out for it this time; nothing if nobody is known to serve its slot."""
         payload = self.call.whole() if self.is_whole and self.call.whole is not None else self.call.command
         if self.asking is not None:
+            self._asked = self.asking
             return Send(self.asking, ASKING + payload, 1 + self.call.replies, self.call.is_shard)
         address = servers.at(self.call.slot)
-        assert address is not None, "servers are found before they are asked"
+        if address is None:
+            return None
+        self._asked = address
         return Send(address, payload, self.call.replies, self.call.is_shard)
 
     def take(self, result: Result, servers: Servers) -> None:
@@ -223,10 +226,14 @@ class _Errand:
         word, rest = said(reply)
         if word == "NOSCRIPT" and self.call.whole is not None and not self.is_whole:
             self.is_whole = True
-        elif word == "MOVED":
-            servers.moved(self.call.slot, _target(rest))
-        elif word == "ASK":
-            self.asking = _target(rest)
+        elif word in {"MOVED", "ASK"}:
+            self._redirects += 1
+            self.is_slow = self._redirects > 1  # servers that disagree need a moment
+            target = _target(rest, self._asked)
+            if word == "MOVED":
+                servers.moved(self.call.slot, target)
+            else:
+                self.asking = target
         elif word in PASSING:
             self._wait(NotExecuted(f"the server says {reply}; nothing was written"), servers)
         else:
@@ -281,18 +288,18 @@ def _persist(
         errand.take(result, servers)
         pause = PAUSE_S if errand.is_slow else pause
     pending = [errand for errand in errands if not errand.is_over]
-    for _ in range(TURNS_MAX):
-        if not pending or (pause and timer() >= ends):
-            break
-        results: list[Result]
+    while pending and not (pause and timer() >= ends):
+        within = max(WITHIN_LEAST_S, ends - pause - timer())
+        sends: list[Send | None] = [None] * len(pending)
+        reason = "no server of the cluster has this slot"
         try:
-            within = max(WITHIN_LEAST_S, ends - pause - timer())
             if any(servers.at(errand.call.slot) is None for errand in pending):
                 yield from servers.find(within)
-            results = yield Wave(tuple([errand.send(servers) for errand in pending]), within, pause)
+            sends = [errand.send(servers) for errand in pending]
         except NotExecuted as error:
-            results = [Unsent(error.args[0].removesuffix(NOTHING))] * len(pending)
-            yield Wave((), 0.0, pause)
+            reason = error.args[0].removesuffix(NOTHING)
+        answered = iter((yield Wave(tuple([send for send in sends if send is not None]), within, pause)))
+        results: list[Result] = [Unsent(reason) if send is None else next(answered) for send in sends]
         for errand, result in zip(pending, results, strict=True):
             errand.take(result, servers)
         pending = [errand for errand in pending if not errand.is_over]
@@ -307,7 +314,7 @@ def said(error: Exception) -> tuple[str, str]:
 
 
 def refusal(reply: Exception) -> StoreError:
-    """What a server's error means. All of them are given before anything was written."""
+    """What a server's error means. All but GRATISPART are given before anything was written."""
     text = str(reply)
     word, rest = said(reply)
     if word in {"GRATISBEHIND", "GRATISPART"}:
@@ -361,10 +368,10 @@ def met(address: Address, replies: Sequence[Any]) -> Greeted:
     return Greeted(version, found.get("redis_mode", "standalone"), durability, int(time[0]) * 1_000_000 + int(time[1]))
 
 
-def _target(text: str) -> Address:
-    """The address in `slot host:port`."""
+def _target(text: str, asked: Address) -> Address:
+    """The address in `slot host:port`; without a host it is that of who says so."""
     host, _, port = text.split()[1].rpartition(":")
-    return Address(host, int(port))
+    return Address(host or asked.host, int(port))
 
 
 def _told(result: Result) -> str:

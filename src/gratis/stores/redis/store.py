@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gratis.errors import StoreError
 from gratis.model import from_micros
 from gratis.stores import places
+from gratis.stores.redis.calls import Shifted
 from gratis.stores.redis.core import Core, Settings
 from gratis.stores.redis.layout import account_word, shard_number
 from gratis.stores.redis.link import AsyncLink, Guests, Link
@@ -74,7 +75,11 @@ class RedisStore:
         """Apply each charge once, without a thread."""
         if self._is_closed:
             raise StoreError(CLOSED)
-        return await self._async_link.run(self._core.apply(charges, dry=False))
+        try:
+            return await self._async_link.run(self._core.apply(charges, dry=False))
+        except Shifted:
+            await self._async_link.close()
+            raise
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None
@@ -139,4 +144,8 @@ class RedisStore:
     def _run(self, flow: Generator[Any, Any, T]) -> T:
         if self._is_closed:
             raise StoreError(CLOSED)
-        return self._link.run(flow)
+        try:
+            return self._link.run(flow)
+        except Shifted:
+            self._link.close()
+            raise

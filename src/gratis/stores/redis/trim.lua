@@ -7,8 +7,8 @@
 --         fields    all that follows: the fields of the index in which these decisions may be
 -- RETURN  1, or 0 if they were forgotten before
 --
--- An id is forgotten before its record: one that is asked for in between is decided anew, in a window that is kept
--- no longer, so it cannot become free again.
+-- An id is forgotten before its record: one that is asked for in between is decided anew, and is too late for any
+-- window: those that ended by `kept` are kept no longer, and where windows roll, neither is a request from before it.
 
 local state, ledger, upto, kept = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2]
 local ENTRY = 10

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gratis.model import micros
 from gratis.stores.redis.calls import Script
-from gratis.stores.redis.layout import digits, place_of, read_counters, read_record
+from gratis.stores.redis.layout import OPEN, digits, place_of, read_counters, read_record
 from gratis.stores.redis.servers import Call
 from gratis.stores.redis.wire import packed
 
@@ -26,17 +26,19 @@ if TYPE_CHECKING:
 
 TRIM = Script("trim.lua")
 RECORDS_MAX = 200
+MONTH = 32 * 86_400 * 1_000_000
 
 
 def trimmed(asking: Asking, shard: Shard, upto: int, horizon: int) -> Flow[int]:
     """Forget a shard's oldest decisions up to one, as far as all that they are about ended by the horizon."""
     accounts: dict[bytes, bytes] = {}
-    entries = 1
+    entries, kept = 1, 0
     while True:
-        ask = packed("HGET", shard.state, "n") + packed("XRANGE", shard.ledger, "-", "+", "COUNT", entries)
-        text, found = yield from asking.replies(Call(shard.slot, ask, 2))
-        counters = read_counters(text)
+        counters = read_counters((yield from asking.field(shard, b"n")))
+        ask = packed("XRANGE", shard.ledger, "-", "+", "COUNT", entries)
+        found = yield from asking.reply(Call(shard.slot, ask))
         end, records = _over(found, upto, horizon)
+        kept = max([kept, *map(_ended, records)])
         if not records:
             break
         entries = max(1, min(RECORDS_MAX, RECORDS_MAX * len(found) // len(records)))
@@ -47,11 +49,11 @@ def trimmed(asking: Asking, shard: Shard, upto: int, horizon: int) -> Flow[int]:
             for place in [place_of(accounts[record.account], record.request_id, asking.salt)]
             for level in range(counters.top)
         }
-        parts = [b"%d" % end, digits(horizon), *sorted(fields)]
+        parts = [b"%d" % end, digits(kept), *sorted(fields)]
         arguments = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         yield from asking.reply(TRIM.call(shard, arguments, len(parts)))
     for account in accounts.values():
-        yield from _drop_tallies(asking, shard, account, digits(horizon))
+        yield from _drop_tallies(asking, shard, account, digits(kept))
     return counters.base
 
 
@@ -71,12 +73,13 @@ def _over(found: Sequence[tuple[bytes, list[bytes]]], upto: int, horizon: int) -
 
 def _ended(record: Record) -> int:
     """When all that a decision is about had ended: its window, and its own making."""
-    ends = [micros(record.decided_at)]
-    if record.window is not None:
-        ends.append(micros(record.window.end))
+    made = micros(record.decided_at)
     if len(record.line[-1]) == len(digits(0)):  # a rolling window's end
-        ends.append(int(record.line[-1]))
-    return max(ends)
+        return max(made, int(record.line[-1]))
+    if record.window is not None:
+        return max(made, micros(record.window.end))
+    # In no window: what it would have been judged in, had it not been excluded, may be a month that is still open.
+    return max(made, micros(record.at)) + MONTH
 
 
 def _accounts(asking: Asking, shard: Shard, unknown: set[bytes]) -> Flow[dict[bytes, bytes]]:
@@ -90,7 +93,11 @@ def _drop_tallies(asking: Asking, shard: Shard, account: bytes, horizon: bytes) 
     listed = yield from asking.field(shard, b"l" + account)
     names = [] if listed is None else listed.split(b"\n")[:-1]
     values = yield from asking.fields(shard, [b"t%b\0%b" % (account, name) for name in names])
-    over = [name for name, value in zip(names, values, strict=True) if value is None or value.split()[-1] <= horizon]
+    over = [
+        name
+        for name, value in zip(names, values, strict=True)
+        if not name.endswith(OPEN) and (value is None or value.split()[-1] <= horizon)
+    ]
     if over:
         rest = b"".join(name + b"\n" for name in names if name not in set(over))
         dropped = [b"t%b\0%b" % (account, name) for name in over]

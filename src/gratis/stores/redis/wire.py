@@ -76,7 +76,8 @@ def greeted(address: Address, found: list[Any], replies: int) -> list[Any]:
     """The replies to `greet`, if the server let us in."""
     for reply in found[: len(found) - replies]:
         if isinstance(reply, hiredis.ReplyError):
-            raise StoreError(f"{address}: the server does not let us in: {reply}")
+            # Only how it begins: what follows may repeat what it was told.
+            raise StoreError(f"{address}: the server does not let us in: {str(reply).split(', with args')[0]}")
     return found[len(found) - replies :]
 
 
