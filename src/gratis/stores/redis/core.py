@@ -149,9 +149,9 @@ class Core:
 
     def _check(self, shard: Shard) -> Flow[None]:
         """A shard has both its state and its ledger, or nothing was decided in it."""
-        text = yield from self.asking.field(shard, b"n")
+        counters = read_counters((yield from self.asking.field(shard, b"n")))
         entries = yield from self.asking.reply(Call(shard.slot, packed("XLEN", shard.ledger)))
-        counters = read_counters(text)
+        text = yield from self.asking.field(shard, b"n")  # once more: others decide meanwhile
         if counters.last > counters.base and entries == 0:
             raise StoreError(
                 f"shard {shard.number}: its state says {counters.last} decisions, and its ledger is gone; nothing is"
