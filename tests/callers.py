@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import threading
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from inspect import isawaitable
@@ -18,6 +21,7 @@ from gratis.stores.redis.layout import account_word
 
 from .oracle import Call, Change, History, faults
 from .proxy import Proxy
+from .servers import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from gratis.stores.redis.store import RedisStore
 
     from .proxy import Address, Fault
+    from .servers import Server
 
 NOW = datetime(2025, 4, 20, 12, tzinfo=UTC)
 LARGE, SMALL = "gpt-4o-2024-08-06", "gpt-4o-mini-2024-07-18"
@@ -32,6 +37,8 @@ OFFER = load("openai-data-sharing")
 ENROLLED = Enrollment(tier=3, sharing="enabled")
 # Of one attempt no other is made; a caller with time has as many as a slow machine needs.
 ONE_ATTEMPT, PATIENT = 1e-6, 60.0
+# An answer that was lost is given again, marked as such: then nobody was answered first.
+LOST_ANSWERS = {"an id was never answered first"}
 
 
 def at_noon() -> datetime:
@@ -81,12 +88,16 @@ class Caller:
 
     def ask(self, requests: Sequence[Request], *, patience: float) -> list[Any] | StoreError:
         """The decisions on requests, or what was told instead."""
-        core = self.store._core
-        core.asking._patience, core.settings = patience, replace(core.settings, wait=patience)
+        self.patience(patience)
         try:
             return self.decide(requests)
         except StoreError as error:
             return error
+
+    def patience(self, seconds: float) -> None:
+        """For so long the store asks again."""
+        core = self.store._core
+        core.asking.patience, core.settings = seconds, replace(core.settings, wait=seconds)
 
     def hang_up(self) -> None:
         """The next call needs a new connection."""
@@ -145,6 +156,12 @@ def faults_of(store: RedisStore, calls: Sequence[Call], changes: Sequence[Change
     return found
 
 
+def replicated(server: Server) -> int:
+    """How far a server has written, or copied."""
+    offset: int = server.ask("INFO", "replication")["master_repl_offset"]
+    return offset
+
+
 class Rough(Proxy):
     """A proxy at which each call may meet a fault, as a seed tells."""
 
@@ -163,3 +180,83 @@ class Rough(Proxy):
                 return "pass", 0.0
             self.struck += 1
             return self._chance.choice(self._faults), 0.0
+
+
+class Load:
+    """Threads over one meter, and tasks over another, that decide without a pause between `with` and `end`."""
+
+    def __init__(
+        self, open_store: Callable[[], RedisStore], *, threads: int = 3, tasks: int = 8, accounts: int = 40
+    ) -> None:
+        self._open_store, self._threads, self._tasks, self._accounts = open_store, threads, tasks, accounts
+        self._is_over = threading.Event()
+        self._calls: list[Call] = []
+        self._failed: list[BaseException] = []
+        self._names = itertools.count()
+
+    def __enter__(self) -> Self:
+        self._store = self._open_store()
+        self._meter = Meter(self._store, OFFER, assume=ENROLLED)
+        jobs = [*[self._decide_in_a_thread] * self._threads, self._decide_in_tasks]
+        self._running = [threading.Thread(target=self._run, args=(job,)) for job in jobs]
+        for thread in self._running:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._running:
+            thread.join()
+        self._store.close()
+
+    def go_on(self, *, for_calls: int) -> None:
+        """So many more are decided."""
+        enough = len(self._calls) + for_calls
+        until(lambda: len(self._calls) >= enough or bool(self._failed), f"{for_calls} more are decided")
+        assert self._failed == []
+
+    def end(self) -> list[Call]:
+        """What was asked and answered until now; nobody asks any more."""
+        self._is_over.set()
+        for thread in self._running:
+            thread.join()
+        assert self._failed == []
+        return self._calls
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            self._failed.append(error)
+
+    def _next(self) -> Request:
+        """A new request, or one that was asked before, perhaps of a caller who waits for it yet."""
+        number = next(self._names)
+        chance = random.Random(number)  # noqa: S311 - a schedule, no secret
+        number -= chance.choice((0, 0, 0, 0, 1, 2, 5, 50))
+        return request(
+            number,
+            tokens=random.Random(-number).choice((1, 900, 20_000)),  # noqa: S311 - a schedule, no secret
+            account=f"account {number % self._accounts}",
+        )
+
+    def _answered(self, one: Request, start: int, decision: Decision) -> None:
+        self._calls.append(Call(one.account, one.id, start, time.monotonic_ns(), decision_line(decision)))
+
+    def _decide_in_a_thread(self) -> None:
+        while not self._is_over.is_set():
+            one, start = self._next(), time.monotonic_ns()
+            self._answered(one, start, self._meter.decide(one))
+
+    def _decide_in_tasks(self) -> None:
+        async def decide(meter: AsyncMeter) -> None:
+            while not self._is_over.is_set():
+                one, start = self._next(), time.monotonic_ns()
+                self._answered(one, start, await meter.decide(one))
+
+        async def run() -> None:
+            meter = AsyncMeter(self._open_store(), OFFER, assume=ENROLLED)
+            await asyncio.gather(*(decide(meter) for _ in range(self._tasks)))
+            await meter.close()
+
+        asyncio.run(run())

@@ -1,190 +1,188 @@
-"""Eight processes at one server, through a line that loses answers: one order explains all that they were told."""
+"""Many processes at one server, cut off and killed: one order explains what they were told."""
 
 from __future__ import annotations
 
 import json
-import math
-import multiprocessing
 import os
-import pickle
 import random
 import signal
 import subprocess
-import sysconfig
+import sys
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
-from itertools import count
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gratis import Meter
-from gratis.lines import encode, request_line
+from gratis.lines import decision_line
 from gratis.stores.urls import open_store
 
-from .oracle import Call, Change, History, faults
-from .proxy import Proxy
+from .callers import LOST_ANSWERS, OFFER, PATIENT, Rough, faults_of
+from .oracle import DAY, END, HOUR, START, SWITCH, Call, Oracle, text_of
 from .servers import Server
-from .test_histories import DAILY, OFFER, ROLLING, ask, change_tiers, enroll, ledger_of, request_of
+from .test_histories import DAILY, ROLLING, ask, change_tiers, enroll, in_child, in_threads, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from multiprocessing.connection import Connection
+    from pathlib import Path
 
-PROCESSES = 8
-ASKED_EACH = 2_000
-RUNS = 24
-ASKED_A_RUN = 300
-FAULTS = ("cut_after", "cut_before", "half", "cut_after")
-NAMESPACES = (f"history {number}" for number in count())
-# Where the first answer is lost on the way, the meter asks again itself, and hears that it was decided before.
-LOST = {"an id was never answered first"}
-GRATIS = Path(sysconfig.get_path("scripts"), "gratis")
+    from .proxy import Fault
+
+PROCESSES, ASKED_EACH = 8, 600
+CUTS: tuple[Fault, ...] = ("cut_before", "cut_after", "half")
+CALLERS, KILLS, REQUESTS, PART = 3, 3, 240, 12
+FOLLOWERS, SHARDS = 12, 3
+MODELS = ("gpt-4o-2024-08-06", "gpt-4o-mini-2024-07-18", "o1-2024-12-17", "gpt-4.1-2025-04-14", "unknown", "ft:gpt-4o")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[Server]:
-    """A private server."""
-    with Server() as started:
-        yield started
+    """A server of a test's own."""
+    with Server() as server:
+        yield server
+
+
+# --- Eight processes, answers cut off -------------------------------------------------------------
 
 
 def open_meter(url: str, at: datetime) -> Meter:
-    """A meter whose clock stands still."""
-    return Meter(open_store(url, clock=lambda: at), OFFER)
+    """A meter over a store that others use, too; its clock stands still."""
+    return Meter(open_store(f"{url}?wait={PATIENT}", clock=lambda: at), OFFER)
 
 
-def ask_from_a_process(url: str, at: datetime, folder: Path, caller: int, start: Any) -> None:
-    """A process asks, opens the store anew now and then, and leaves what it was answered in a file of its own."""
-    calls = []
-    start.wait()
-    for part in range(4):
+def ask_from_a_process(parent: Connection, at: datetime, caller: int) -> None:
+    """Ask where the parent says, open the store anew in between, and tell what was answered."""
+    url, calls = parent.recv(), []
+    for turn in range(2):
         with open_meter(url, at) as meter:
-            calls += ask(meter, at, caller=10 * caller + part, most=ASKED_EACH // 4)
-    (folder / f"{caller}.calls").write_bytes(pickle.dumps(calls))
+            calls += ask(meter, at, caller=10 * caller + turn, most=ASKED_EACH // 2)
+    parent.send(calls)
 
 
-@pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("at", [DAILY, ROLLING], ids=["daily", "rolling"])
-def test_processes_whose_answers_are_lost_are_answered_in_one_order(
-    server: Server, at: datetime, shards: int, tmp_path: Path
-) -> None:
-    """Eight processes ask each other's ids while a ninth changes tiers; answers are cut off all the while."""
-    options = f"?namespace={next(NAMESPACES)}&shards={shards}"
-    context = multiprocessing.get_context("fork")
-    start = context.Barrier(PROCESSES + 1)
-    with open_meter(server.url + options, at) as meter:
+def test_eight_processes_leave_a_history_that_one_order_explains(at: datetime, server: Server) -> None:
+    """Processes that ask each other's ids, and whose answers are cut off while tiers change, agree on one order."""
+    with ExitStack() as stack, open_meter(server.url, at) as meter:
         changes = [enroll(meter, account, 1) for account in ("acme", "default")]
-    chance = random.Random(shards)  # noqa: S311 - a schedule, no secret
-    with ExitStack() as stack:
-        lines = [stack.enter_context(Proxy(server.address)) for _ in range(PROCESSES)]
-        processes = [
-            context.Process(target=ask_from_a_process, args=(line.url + options, at, tmp_path, caller, start))
-            for caller, line in enumerate(lines)
+        children = [
+            stack.enter_context(in_child(partial(ask_from_a_process, at=at, caller=caller)))
+            for caller in range(PROCESSES)
         ]
-        for process in processes:
-            process.start()
-        with open_meter(server.url + options, at) as meter:
-            start.wait()
-            changes += change_tiers(meter)
-            struck = 0
-            while any(process.is_alive() for process in processes):
-                line = chance.choice(lines)
-                if line.left == 0:
-                    line.arm(chance.choice(FAULTS))
-                    struck += 1
-                chance.choice(processes).join(0.04)
-            assert [process.exitcode for process in processes] == [0] * PROCESSES
-            calls = [
-                call
-                for caller in range(PROCESSES)
-                for call in pickle.loads((tmp_path / f"{caller}.calls").read_bytes())  # noqa: S301 - written above
-            ]
-            history = History(calls=calls, changes=changes, ledger=ledger_of(meter))
-    assert struck > 2 * PROCESSES
-    assert len(history.calls) >= PROCESSES * ASKED_EACH
-    assert len(history.ledger) == len({(call.account, call.id) for call in calls})
-    assert faults(history) <= LOST
+        doors = [  # after the forks, since they have threads
+            stack.enter_context(Rough(server.address, seed=seed, share=1 / 20, faults=CUTS))
+            for seed in range(PROCESSES)
+        ]
+        for child, door in zip(children, doors, strict=True):
+            child.send(door.url)
+        changes += change_tiers(meter)
+        calls: list[Call] = [call for child in children for call in told(child)]
+        struck = sum(door.struck for door in doors)
+        assert struck > PROCESSES
+        assert len(calls) >= PROCESSES * ASKED_EACH
+        assert faults_of(meter._store, calls, changes) <= LOST_ANSWERS
+        answered_first = {(call.account, call.id) for call in calls if call.line is None or not call.line["replayed"]}
+        assert len({(call.account, call.id) for call in calls} - answered_first) <= struck * 8
 
 
-def test_commands_that_are_killed_and_repeated_leave_what_one_order_explains(server: Server, tmp_path: Path) -> None:
-    """`gratis decide` runs four at once, killed at any moment: what it printed stands, each id has one decision."""
-    url = f"{server.url}?namespace={next(NAMESPACES)}"
-    with open_meter(url, DAILY) as meter:
-        changes = [Change(account, 3, 0, 0) for account in ("acme", "default") if enroll(meter, account, 3)]
-    chance = random.Random(7)  # noqa: S311 - a schedule, no secret
-    command = [GRATIS, "decide", "--store", url, "--no-bounds", "--offer", OFFER.name, "--format", "json"]
-    calls: list[Call] = []
-    printed: list[dict[str, Any]] = []
-    running: list[tuple[subprocess.Popen[bytes], Path]] = []
-    for number in range(RUNS):
-        asked, told = tmp_path / f"{number}.asked", tmp_path / f"{number}.told"
-        requests = [request_of(chance.randrange(1_000), DAILY) for _ in range(ASKED_A_RUN)]
-        calls += [Call(request.account, request.id, 0, math.inf, None) for request in requests]
-        asked.write_bytes(b"".join(encode(request_line(request)) + b"\n" for request in requests))
-        with told.open("wb") as out:
-            running.append((subprocess.Popen([*command, asked], stdout=out), told))
-        if len(running) == 4:
-            process, told = running.pop(chance.randrange(4))
-            if chance.random() < 3 / 4:
-                _kill_once_it_prints(process, told, chance)
-            process.wait()
-            printed += _whole_lines(told)
-    for process, told in running:
-        assert process.wait() == 0
-        printed += _whole_lines(told)
-    with open_meter(url, DAILY) as meter:
-        calls += [Call(line["account"], line["id"], 0, math.inf, line) for line in printed]
-        history = History(calls=calls, changes=changes, ledger=ledger_of(meter))
-    assert faults(history) == set()
-    decided = {(row["account"], row["id"]): row for row in history.ledger}
-    assert len(decided) == len(history.ledger)
-    for line in printed:
-        row = decided[line["account"], line["id"]]
-        assert {**line, "replayed": False} == {name: row[name] for name in line}
+# --- `gratis decide`, killed and repeated ---------------------------------------------------------
 
 
-def _kill_once_it_prints(process: subprocess.Popen[bytes], told: Path, chance: random.Random) -> None:
-    """Kill a command some lines after its first, if it is not over by then."""
-    lines = chance.randrange(2)
-    while process.poll() is None and told.stat().st_size <= lines:
-        os.sched_yield()
-    if process.poll() is None:
-        process.send_signal(signal.SIGKILL)
+def requests_of(chance: random.Random) -> list[dict[str, Any]]:
+    """Requests of some accounts, in every window that the offer has known, as the oracle has them."""
+    return [
+        {
+            "id": f"r{number}",
+            "account": chance.choice(("acme", "default", "a}{b")),
+            "project": None,
+            "model": chance.choice(MODELS),
+            "at": chance.choice((START - DAY, SWITCH - DAY, SWITCH, END - 2 * DAY)) + chance.randrange(4) * 12 * HOUR,
+            "input_tokens": chance.choice((0, 1, 5_000, 200_000, None)),
+            "output_tokens": chance.choice((0, 77, 150_000)),
+            "cached_tokens": 0,
+            "kind": "completion",
+            "tools": [],
+        }
+        for number in range(REQUESTS)
+    ]
 
 
-def _whole_lines(told: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in told.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+def decided(
+    url: str, requests: list[dict[str, Any]], chance: random.Random, *, is_killed: bool
+) -> list[dict[str, Any]]:
+    """What `gratis decide` printed of requests that came a few at a time, until all were decided or it was killed."""
+    command = [sys.executable, "-m", "gratis", "decide", "--store", url, "--tier", "3", "--no-bounds"]
+    last = chance.randrange(0, REQUESTS, PART) if is_killed else REQUESTS
+    printed: list[bytes] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        for first in range(0, REQUESTS, PART):
+            part = requests[first : first + PART]
+            lines = [json.dumps({**one, "at": text_of(one["at"])}).encode() + b"\n" for one in part]
+            program.stdin.write(b"".join(lines))
+            program.stdin.flush()
+            if first >= last:
+                printed += [program.stdout.readline() for _ in range(chance.choice((0, 0, 0, 1, PART)))]
+                program.kill()
+                break
+            printed += [program.stdout.readline() for _ in part]
+        program.stdin.close()
+        rest = program.stdout.read()
+    assert program.returncode == (-signal.SIGKILL if is_killed else 0)
+    return [json.loads(line) for line in b"".join([*printed, rest]).split(b"\n")[:-1]]
 
 
-def test_a_follower_that_is_killed_has_every_entry_once_and_trims_what_it_has(server: Server, tmp_path: Path) -> None:
-    """`gratis ledger --follow --out FILE`, killed and started again, skips and repeats nothing, and then trims."""
-    url = f"{server.url}?namespace={next(NAMESPACES)}"
-    kept = tmp_path / "ledger.jsonl"
-    command = [GRATIS, "ledger", "--store", url, "--follow", "--every", "0.01", "--out", kept]
-    now = long_ago = datetime.now(UTC) - timedelta(days=10)
-    with Meter(open_store(url, clock=lambda: now), OFFER) as meter:
-        for account in ("acme", "default"):
-            enroll(meter, account, 3)
-        for turn in range(6):
-            meter.decide_many([request_of(300 * turn + number, long_ago) for number in range(300)])
-            follower = subprocess.Popen(command)
-            while not kept.exists() or kept.read_bytes().count(b"\n") < 320 * turn:
-                os.sched_yield()
-            follower.send_signal(signal.SIGKILL)
-            follower.wait()
-        follower = subprocess.Popen([*command, "--trim"])
-        while next(meter.ledger(), None) is not None:
-            os.sched_yield()
-        now = long_ago + timedelta(days=10)
-        meter.decide_many([request_of(1_800 + number, now) for number in range(100)])
-        while kept.read_bytes().count(b"\n") < 1_900:
-            os.sched_yield()
-        follower.send_signal(signal.SIGTERM)
-        assert follower.wait() == 0
-        assert [entry.entry for entry in meter.ledger()] == list(range(1_801, 1_901))
-    entries = [json.loads(line) for line in kept.read_bytes().splitlines()]
-    assert [entry["entry"] for entry in entries] == list(range(1, 1_901))
-    for audited, count_of in ((["--store", url], 100), ([kept], 1_900)):
-        done = subprocess.run([GRATIS, "audit", *audited], check=False, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, f"gratis: {count_of:,} entries, 0 findings\n")
+def decide_again_and_again(url: str, requests: list[dict[str, Any]], caller: int) -> list[dict[str, Any]]:
+    """What processes printed that were asked the same in another order, of which only the last one is not killed."""
+    chance = random.Random(caller)  # noqa: S311 - a schedule, no secret
+    own = chance.sample(requests, len(requests))
+    printed = [decided(url, own, chance, is_killed=kill < KILLS) for kill in range(KILLS + 1)]
+    assert [line["id"] for line in printed[-1]] == [one["id"] for one in own]
+    return [line for lines in printed for line in lines]
+
+
+def test_processes_that_are_killed_and_repeated_decide_as_the_rule_has_it(server: Server) -> None:
+    """Whatever processes were killed, the ledger has each request once, and in its order each row is the rule's."""
+    url = f"{server.url}?wait={PATIENT}"
+    requests = requests_of(random.Random(7))  # noqa: S311 - a schedule, no secret
+    printed = in_threads([partial(decide_again_and_again, url, requests, caller) for caller in range(CALLERS)])
+    with Meter.open(url, bounds=None) as meter:
+        rows = [decision_line(entry.decision) for entry in meter.ledger()]
+    by_id = {one["id"]: one for one in requests}
+    assert sorted(row["id"] for row in rows) == sorted(by_id)
+
+    enrolled = {"tier": 3, "sharing": "enabled", "projects": [], "plan": "standard", "zero_data_retention": False}
+    oracle = Oracle(counts="free", overage="whole", assume={**enrolled, "starts": None, "ends": None}, has_bounds=False)
+    assert rows == [oracle.decide(by_id[row["id"]], now=0) for row in rows]
+    told = {row["id"]: row for row in rows}
+    assert all({**line, "replayed": False} == told[line["id"]] for line in printed)
+    first_answers = [line["id"] for line in printed if not line["replayed"]]
+    assert len(first_answers) == len(set(first_answers))
+
+
+# --- `gratis ledger --follow`, killed and resumed -------------------------------------------------
+
+
+def forked(run: Callable[[], object]) -> int:
+    """A process that does nothing else."""
+    process = os.fork()
+    if process == 0:
+        try:
+            run()
+        finally:
+            os._exit(1)
+    return process
+
+
+def size_of(out: Path, _server: Server, _meter: Meter) -> int:
+    """How long a file is."""
+    return out.stat().st_size if out.exists() else 0
+
+
+def trimmed(_out: Path, server: Server, meter: Meter) -> int:
+    """How many decisions were trimmed from the ledgers' fronts."""
+    counters = [server.ask("HGET", shard.state, "n") for shard in meter._store._core.asking.shards]
+    return sum(int(text.split()[1]) for text in counters if text is not None)

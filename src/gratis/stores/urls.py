@@ -71,7 +71,8 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError as error:
-        raise StoreError(f"store {_safe(url)!r}: {error}; expected {EXPECTED}") from None
+        why = "it cannot be read" if "@" in url else error  # which may repeat a secret
+        raise StoreError(f"store {_safe(url)!r}: {why}; expected {EXPECTED}") from None
 
 
 def _safe(url: str) -> str:

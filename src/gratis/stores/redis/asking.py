@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gratis.errors import NotExecuted, StoreError
+from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
 from gratis.stores.redis.calls import Script
 from gratis.stores.redis.layout import shard_number
-from gratis.stores.redis.servers import Call, answers
+from gratis.stores.redis.servers import UNKNOWN, Call, answers
 from gratis.stores.redis.wire import packed
 
 if TYPE_CHECKING:
@@ -55,12 +55,19 @@ class Asking:
         """The reply to a call of one command."""
         return (yield from self.replies(call))[0]
 
+    def read(self, call: Call) -> Flow[Any]:
+        """The reply to a call that only reads: nothing can have been written."""
+        try:
+            return (yield from self.reply(call))
+        except OutcomeUnknown as error:
+            raise NotExecuted(f"{error.args[0].removesuffix(UNKNOWN)}nothing was written") from None
+
     def fields(self, shard: Shard, names: Sequence[bytes]) -> Flow[list[bytes | None]]:
         """Fields of a shard's state."""
         found: list[bytes | None] = []
         for first in range(0, len(names), READ_MAX):
             part = names[first : first + READ_MAX]
-            found += yield from self.reply(Call(shard.slot, packed("HMGET", shard.state, *part)))
+            found += yield from self.read(Call(shard.slot, packed("HMGET", shard.state, *part)))
         return found
 
     def field(self, shard: Shard, name: bytes) -> Flow[bytes | None]:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     Flow = Generator[Wave, list[Result], T]
 
 SHARDS_OF_CLUSTERS = 16
+PROBE = b"probe"  # a field that is written and deleted on opening: a server before 7.0 tells rights by nothing else
 OPENING_S = 3.0  # whoever opens a store that is not there hears of it soon
 MICROSECOND = timedelta(microseconds=1)
 ROUNDS_MAX = 256
@@ -143,14 +144,14 @@ class Core:
         self._calls = Calls(shards=int(count), salt=salt)
         self._seen = [0] * int(count)
         for shard in self.asking.shards:  # may this user do all that is needed, and how far is each?
-            yield from self.asking.swap(shard, {}, {})
+            yield from self.asking.swap(shard, {}, {PROBE: b""}, [PROBE])
             yield from self._check(shard)
         self.asking.patience = self.settings.wait
 
     def _check(self, shard: Shard) -> Flow[None]:
         """A shard has both its state and its ledger, or nothing was decided in it."""
         counters = read_counters((yield from self.asking.field(shard, b"n")))
-        entries = yield from self.asking.reply(Call(shard.slot, packed("XLEN", shard.ledger)))
+        entries = yield from self.asking.read(Call(shard.slot, packed("XLEN", shard.ledger)))
         text = yield from self.asking.field(shard, b"n")  # once more: others decide meanwhile
         if counters.last > counters.base and entries == 0:
             raise StoreError(

@@ -84,7 +84,7 @@ class Reading:
             cursor = b"0"
             while True:
                 ask = packed("HSCAN", shard.state, cursor, "MATCH", "[av]*", "COUNT", SCAN)
-                cursor, pairs = yield from self._asking.reply(Call(shard.slot, ask))
+                cursor, pairs = yield from self._asking.read(Call(shard.slot, ask))
                 found.update(dict.fromkeys(name[1:] for name in pairs[::2]))
                 if cursor == b"0":
                     break
@@ -95,7 +95,7 @@ class Reading:
         """The next page of a shard's ledger behind an entry; empty at its end."""
         counters = read_counters((yield from self._asking.field(shard, b"n")))
         ask = packed("XRANGE", shard.ledger, f"{after + 1}-0", "+", "COUNT", PAGE)
-        found = yield from self._asking.reply(Call(shard.slot, ask))
+        found = yield from self._asking.read(Call(shard.slot, ask))
         if not found and counters.last < after:
             yield from self._check_reaches(shard, after)
         rows: list[tuple[int, bytes]] = []
@@ -123,7 +123,7 @@ class Reading:
     def _check_reaches(self, shard: Shard, after: int) -> Flow[None]:
         """What was read is still there: a ledger that ends before it has lost what it gave."""
         ask = packed("XRANGE", shard.ledger, f"{after}-0", "+", "COUNT", 1)
-        if not (yield from self._asking.reply(Call(shard.slot, ask))):
+        if not (yield from self._asking.read(Call(shard.slot, ask))):
             raise StoreError(
                 f"shard {shard.number}: its ledger ends before entry {after}, which was read from it: the server has"
                 " lost what it acknowledged"

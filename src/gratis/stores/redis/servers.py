@@ -8,6 +8,7 @@ passing reason. Asking again is safe because all that it carries has an id, or s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable  # noqa: TC003 - a field of a struct
 from typing import TYPE_CHECKING, Any, Protocol
@@ -241,7 +242,7 @@ class _Errand:
 
     def _failed(self, result: Unsent | Lost | StoreError, servers: Servers) -> None:
         if isinstance(result, StoreError) and not isinstance(result, NotExecuted):
-            self._end(result)
+            self._end(NotExecuted(f"{result}{NOTHING}"))
             return
         self._was_lost = self._was_lost or isinstance(result, Lost)
         self._wait(
@@ -272,7 +273,7 @@ def answers(
     if None not in addresses:  # nearly always: every server is known, and answers at once
         pairs = zip(calls, addresses, strict=True)
         sends = tuple([Send(at, call.command, call.replies, call.is_shard) for call, at in pairs if at])
-        results = yield Wave(sends, patience)
+        results = yield Wave(sends, math.inf)
         if all(type(result) is list and not isinstance(result[0], hiredis.ReplyError) for result in results):
             return results
     return (yield from _persist(servers, calls, results, timer=timer, patience=patience))
@@ -288,8 +289,8 @@ def _persist(
         errand.take(result, servers)
         pause = PAUSE_S if errand.is_slow else pause
     pending = [errand for errand in errands if not errand.is_over]
-    while pending and not (pause and timer() >= ends):
-        within = max(WITHIN_LEAST_S, ends - pause - timer())
+    while pending and not (pause and timer() + pause + WITHIN_LEAST_S >= ends):
+        within = max(WITHIN_LEAST_S, ends - pause - timer()) if first else math.inf
         sends: list[Send | None] = [None] * len(pending)
         reason = "no server of the cluster has this slot"
         try:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 CLOSED = "this store is closed"
+SHIFTS_MAX = 3
 
 
 class RedisStore:
@@ -69,17 +70,23 @@ class RedisStore:
 
     def apply(self, charges: Sequence[Charge], *, dry: bool = False) -> list[Receipt]:
         """Apply each charge once, an account's in order; with `dry`, say what would happen and write nothing."""
+        for _ in range(SHIFTS_MAX):
+            try:
+                return self._run(self._core.apply(charges, dry=dry))
+            except Shifted:
+                self._link.close()  # and once more, with the same ids, over another connection
         return self._run(self._core.apply(charges, dry=dry))
 
     async def apply_async(self, charges: Sequence[Charge]) -> list[Receipt]:
         """Apply each charge once, without a thread."""
         if self._is_closed:
             raise StoreError(CLOSED)
-        try:
-            return await self._async_link.run(self._core.apply(charges, dry=False))
-        except Shifted:
-            await self._async_link.close()
-            raise
+        for _ in range(SHIFTS_MAX):
+            try:
+                return await self._async_link.run(self._core.apply(charges, dry=False))
+            except Shifted:
+                await self._async_link.close()
+        return await self._async_link.run(self._core.apply(charges, dry=False))
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None
@@ -144,8 +151,4 @@ class RedisStore:
     def _run(self, flow: Generator[Any, Any, T]) -> T:
         if self._is_closed:
             raise StoreError(CLOSED)
-        try:
-            return self._link.run(flow)
-        except Shifted:
-            self._link.close()
-            raise
+        return self._link.run(flow)

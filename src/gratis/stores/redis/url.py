@@ -48,6 +48,8 @@ def open_redis(
     if scheme == "unix":
         if parts.netloc.rpartition("@")[2]:
             raise _wrong(parts, "a host", "unix:///FOLDER/SOCKET, with three slashes")
+        if not path:
+            raise _wrong(parts, "no socket", "unix:///FOLDER/SOCKET, with three slashes")
         servers, db = One(Address(unquote(parts.path))), options.get("db", "0")
     elif variant == "sentinel":
         if not path:
@@ -103,10 +105,10 @@ def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    except ValueError as error:
-        raise StoreError(f"store: {error}; expected {FORMS}") from None
+    except ValueError:
+        raise StoreError(f"store: its URL cannot be read; expected {FORMS}") from None
     if unknown := options.keys() - set(OPTIONS):
-        raise _wrong(parts, f"unknown option {min(unknown)!r}", f"one of {', '.join(OPTIONS)}")
+        raise _wrong(parts, f"unknown option {min(unknown).partition(':')[0]!r}", f"one of {', '.join(OPTIONS)}")
     if parts.fragment:
         raise _wrong(parts, "a fragment", FORMS)
     return parts, options
@@ -159,7 +161,7 @@ def _whole(parts: SplitResult, name: str, text: str, most: int, *, least: int = 
 
 
 def _wrong(parts: SplitResult, found: str, expected: str) -> StoreError:
-    """An error that shows where, and no secret."""
-    rest = parts.netloc + parts.path
-    shown = f"{parts.scheme}://{'…' if '@' in parts.path + parts.fragment else rest.rpartition('@')[2]}"
-    return StoreError(f"store {shown!r}: {found}; expected {expected}")
+    """An error that shows no more of the URL than what is wrong, and of that no secret."""
+    if "@" in parts.netloc + parts.path + parts.query + parts.fragment:
+        found = found.partition(" ")[0].partition("=")[0] + " (is each special character percent-encoded?)"
+    return StoreError(f"store {parts.scheme}://…: {found}; expected {expected}")
