@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +17,21 @@ from gratis import Meter
 from gratis.lines import decision_line
 from gratis.stores.urls import open_store
 
-from .callers import LOST_ANSWERS, OFFER, PATIENT, Rough, faults_of
+from .callers import ENROLLED, LOST_ANSWERS, OFFER, PATIENT, Rough, at_noon, faults_of, request
 from .oracle import DAY, END, HOUR, START, SWITCH, Call, Oracle, text_of
 from .servers import Server
 from .test_histories import DAILY, ROLLING, ask, change_tiers, enroll, in_child, in_threads, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from datetime import datetime
     from multiprocessing.connection import Connection
-    from pathlib import Path
 
     from .proxy import Fault
 
 PROCESSES, ASKED_EACH = 8, 600
 CUTS: tuple[Fault, ...] = ("cut_before", "cut_after", "half")
 CALLERS, KILLS, REQUESTS, PART = 3, 3, 240, 12
-FOLLOWERS, SHARDS = 12, 3
 MODELS = ("gpt-4o-2024-08-06", "gpt-4o-mini-2024-07-18", "o1-2024-12-17", "gpt-4.1-2025-04-14", "unknown", "ft:gpt-4o")
 
 
@@ -163,26 +160,30 @@ def test_processes_that_are_killed_and_repeated_decide_as_the_rule_has_it(server
     assert len(first_answers) == len(set(first_answers))
 
 
-# --- `gratis ledger --follow`, killed and resumed -------------------------------------------------
+# --- Reading while another trims ------------------------------------------------------------------
 
 
-def forked(run: Callable[[], object]) -> int:
-    """A process that does nothing else."""
-    process = os.fork()
-    if process == 0:
-        try:
-            run()
-        finally:
-            os._exit(1)
-    return process
-
-
-def size_of(out: Path, _server: Server, _meter: Meter) -> int:
-    """How long a file is."""
-    return out.stat().st_size if out.exists() else 0
-
-
-def trimmed(_out: Path, server: Server, meter: Meter) -> int:
-    """How many decisions were trimmed from the ledgers' fronts."""
-    counters = [server.ask("HGET", shard.state, "n") for shard in meter._store._core.asking.shards]
-    return sum(int(text.split()[1]) for text in counters if text is not None)
+def test_who_reads_while_another_trims_finds_no_gap(server: Server) -> None:
+    """Who begins to read while the front is trimmed begins behind that, and takes nothing for a loss."""
+    url = f"{server.url}?wait={PATIENT}"
+    with (
+        Meter(open_store(url, clock=at_noon), OFFER, assume=ENROLLED) as meter,
+        closing(open_store(url)) as other,  # by whose clock all is over
+    ):
+        for number in range(30):
+            meter.decide(request(number))
+        store = meter._store
+        flow = store._core.reading.entries(store._core.asking.shards[0], 0, None)
+        waves = 0
+        wave, found = next(flow), None
+        while found is None:
+            results = store._link._done(wave.sends, wave.within)
+            waves += 1
+            if waves < 3:
+                assert other.trim(10 * waves) == (10 * waves,)
+            try:
+                wave = flow.send(results)
+            except StopIteration as end:
+                found = [entry.entry for entry in end.value]
+        assert found == list(range(found[0], 31))
+        assert [entry.entry for entry in store.entries()] == list(range(10 * min(waves, 2) + 1, 31))

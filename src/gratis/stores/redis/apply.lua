@@ -299,7 +299,7 @@ for i = 1, count do
       if own then
         fresh[own] = i
       end
-      if is_new then -- a window opens: the account's list names it
+      if is_new and not (ended and sub(ended, 20) <= kept_here) then -- a window opens: the account's list names it
         local listed, name = 'l' .. account, sub(field, #account + 3)
         local list = latest[listed] or call('HGET', state, listed) or ''
         if ended then -- it rolls: the one before is kept under its own name
