@@ -1,4 +1,4 @@
-"""`python -m tests.lua_mutation [SCRIPT ...]`: plant faults in the scripts of the store on Redis, and see checks fail.
+"""`python -m tests.lua_mutation [rule | SCRIPT ...]`: plant faults in the scripts of the store on Redis; checks fail.
 
 Each mutant is one small change of one script. A store with that script goes through the checks of `lua_checks.py`, on a
 private server, until one of them fails. Mutants that survive must be explained in `lua_survivors.toml`, which also
@@ -28,12 +28,12 @@ TOKEN = re.compile(
     re.VERBOSE,
 )
 KEYWORDS = set(
-    "and break do else elseif end false for function if in local nil not or repeat return then true until while".split()
+    "and break do else elseif end false for function if in local nil not or repeat return then true until while".split()  # noqa: SIM905 - words are read as words
 )
 OPENING, CLOSING = set("({["), set(")}]")
 VALUES = {"name", "number", "text"}
 # A statement starts with a name or one of the former, behind what ends an expression or one of the latter.
-STARTING = set("break else elseif end for function if local repeat return until while".split())
+STARTING = set("break else elseif end for function if local repeat return until while".split())  # noqa: SIM905 - as above
 ENDING = {")", "}", "]", "nil", "true", "false", "...", "end", "then", "do", "else", "repeat", "break"}
 SWAPS = {
     "==": ("~=",), "~=": ("==",), "<": ("<=",), "<=": ("<",), ">": (">=",), ">=": (">",),
@@ -133,7 +133,7 @@ def other_texts(said):
 
 
 def changes(tokens):
-    """Each change: the first and the last place of what is replaced, and by what: a text, or places in another order."""
+    """Each change: first and last place of what is replaced, and by what: a text, or places in another order."""
     for at, token in enumerate(tokens):
         before = tokens[at - 1] if at else None
         if token.kind == "text":
@@ -159,6 +159,14 @@ def changes(tokens):
             if len(found) > first + 1:
                 yield found[first][0], found[first + 1][1], found[first : first + 2]
     yield from ((first, last, "") for first, last in statements(tokens))
+
+
+def rule():
+    """The mutants of the rule: of the function in `apply.lua` that judges."""
+    text = text_of("apply.lua")
+    judge = text[text.index("local function judge(") : text.index("-- What an id's first decision says")]
+    lines = {line.strip() for line in judge.splitlines()} - {"end", "else"}
+    return [mutant for mutant in mutants(["apply.lua"]) if mutant.line in lines]
 
 
 def mutants(scripts=NAMES):
@@ -187,7 +195,9 @@ def mutants(scripts=NAMES):
 
 def digest():
     """What the survivors were found in: the lines of the scripts that are no comments."""
-    lines = [line.strip() for name in NAMES for line in text_of(name).splitlines()]
+    text = text_of("apply.lua")
+    judge = text[text.index("local function judge(") : text.index("-- What an id's first decision says")]
+    lines = [line.strip() for line in judge.splitlines()]
     return hashlib.sha256("\n".join(line for line in lines if line and line[:2] != "--").encode()).hexdigest()
 
 
@@ -203,7 +213,7 @@ def names_of(rows):
 
 def main():
     """Run every mutant and print those that survive; the exit code is 1 if one is not explained."""
-    planted = list(mutants(sys.argv[1:] or NAMES))
+    planted = rule() if sys.argv[1:] == ["rule"] else list(mutants(sys.argv[1:] or NAMES))
     known = set(names_of(explained()["survivors"])) & {mutant.name for mutant in planted}
     survivors, killers = [], Counter()
     started = time.monotonic()

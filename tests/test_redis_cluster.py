@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gratis.stores.redis.layout import Shard
     from gratis.stores.redis.store import RedisStore
 
-ACCOUNTS = 60
+ACCOUNTS, MOVED_EVERY = 60, 3
 MOMENT_S = 0.005
 NAMES = (f"cluster {number}" for number in count())
 each_kind = pytest.mark.parametrize("kind", [Meter, AsyncMeter], ids=["blocking", "asyncio"])
@@ -126,16 +126,15 @@ def test_a_ledger_of_shards_is_read_from_a_cursor_on(url):
 
 
 def test_slots_that_move_are_followed(cluster, url):
-    """While threads and tasks decide, every shard moves to another master, at once or key by key, and stays whole."""
+    """While threads and tasks decide, shards move to another master, at once or key by key, and stay whole."""
     with Load(partial(open_store, url, clock=at_noon)) as load, closing(open_store(url, clock=at_noon)) as store:
         load.go_on(for_calls=200)
-        for shard in store._core.asking.shards:
+        for place, shard in enumerate(store._core.asking.shards[::MOVED_EVERY]):
             target = next_master(cluster, shard.slot)
-            if shard.number % 2:
+            if place % 2:
                 cluster.begin_move(shard.slot, target)
                 for key in (shard.ledger, shard.state):
                     cluster.move_keys(shard.slot, target, [key.decode()])
-                    load.go_on(for_calls=2)
             cluster.move_slot(shard.slot, target)
             assert cluster.owner(shard.slot) is target
             load.go_on(for_calls=50)
