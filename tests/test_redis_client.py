@@ -25,9 +25,9 @@ from gratis import AsyncMeter, Meter, NotExecuted, OutcomeUnknown, StoreError
 from gratis.lines import decision_line
 from gratis.stores.redis.core import Settings
 from gratis.stores.redis.layout import account_word
-from gratis.stores.redis.servers import Cluster as ClusterServers
+from gratis.stores.redis.servers import Cluster as ClusterServers, Send
 from gratis.stores.redis.store import RedisStore
-from gratis.stores.redis.wire import Access, Address
+from gratis.stores.redis.wire import Access, Address, Connection
 from gratis.stores.urls import open_store
 
 from .callers import (
@@ -882,6 +882,31 @@ def test_threads_share_a_meter(server):
         changes += [item for item in given if isinstance(item, Change)]
         assert door.struck > THREADS
         assert faults_of(meter._store, [item for item in given if isinstance(item, Call)], changes) <= LOST_ANSWERS
+
+
+def test_a_connection_that_comes_back_while_others_break_is_closed_in_the_end(server, monkeypatch):
+    """Between two steps of one thread another one's connection breaks: none is left open when the store is closed."""
+    opened: list[Noted] = []
+
+    class Noted(Connection):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.args = args
+            opened.append(self)
+
+    class Breaking(dict):
+        def setdefault(self, key: Any, default: Any) -> Any:
+            found = super().setdefault(key, default)
+            link._broken(Noted(*opened[0].args), Send(key[0], b"", 0))
+            return found
+
+    monkeypatch.setattr("gratis.stores.redis.link.Connection", Noted)
+    with Caller(Meter, open_store(f"{server.url}?namespace={next(NAMES)}", clock=at_noon)) as caller:
+        link = caller.store._link
+        link._idle = Breaking(link._idle)
+        caller.decide(shape("returned", 1))
+        caller.decide(shape("again", 1))
+    assert [one for one in opened if one._socket.fileno() >= 0] == []
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -70,7 +70,8 @@ class Reading:
             counters, now, *values = yield from self._asking.fields(shard, asked)
             if now == listed:
                 found = [_tally(name, value) for name, value in zip(names, values, strict=True) if value is not None]
-                return read_counters(counters).last, found
+                # By their start: of several that take a request, the last one opened counts.
+                return read_counters(counters).last, sorted(found, key=lambda one: (*one[:2], one[2].window.start))
             listed = now  # a window was opened meanwhile
 
     def base(self, shard: Shard) -> Flow[int]:
