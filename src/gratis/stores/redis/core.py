@@ -206,8 +206,9 @@ class Core:
                 if error is not None:
                     errors.append(error)
                     del work[number]
-                elif not isinstance(result, Behind) and self._heard(number, part, result):
+                elif not isinstance(result, Behind) and self._is_known(part, result):
                     got = receipts(result[0][1:], part, places, self.durability, moment, dry=dry)
+                    self._see(number, result[0][0])
                     found.update(zip([place for place, _, _ in work[number].popleft()], got, strict=True))
                     if not work[number]:
                         del work[number]
@@ -238,8 +239,10 @@ class Core:
                 lost.add(case.shard)
         elif isinstance(result, StoreError):
             raise result
-        elif self._heard(case.shard, part, result):
-            return receipts(result[0][1:], part, places, self.durability, moment, dry=dry)
+        elif self._is_known(part, result):
+            got = receipts(result[0][1:], part, places, self.durability, moment, dry=dry)
+            self._see(case.shard, result[0][0])
+            return got
         return None
 
     def _excuse(self, number: int, result: object, lost: set[int]) -> Flow[StoreError | None]:
@@ -267,15 +270,17 @@ class Core:
             self.asking.shards[number], part, moment, seen=self._seen[number], dry=dry, also=also, replies=replies
         )
 
-    def _heard(self, number: int, part: Sequence[tuple[Charge, Case]], result: list[Any]) -> bool:
-        """Learn from a call's replies; False if the server does not know the facts, and it must be asked again."""
+    def _see(self, number: int, last: int) -> None:
+        """Remember how far a shard is; of an answer that was read, since it may be another's."""
+        self._seen[number] = max(self._seen[number], last)
+
+    def _is_known(self, part: Sequence[tuple[Charge, Case]], result: list[Any]) -> bool:
+        """Whether the server knows the facts; if not, it must be asked again. And what time it is there."""
         if len(result) > 1 and isinstance(result[1], list):
             self._measure(int(result[1][0]) * 1_000_000 + int(result[1][1]))
         is_known = result[0] != b"facts"
         for _, case in part:
             case.is_told = is_known
-        if is_known and result[0][0] > self._seen[number]:
-            self._seen[number] = result[0][0]
         return bool(is_known)
 
     # Enrollments.

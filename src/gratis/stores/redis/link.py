@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gratis.stores.redis.wire import Access, Address
 
 IDLE_MAX = 64
+LEAST_S = 0.001
 
 T = TypeVar("T")
 
@@ -70,7 +71,9 @@ class Link:
         under_way: list[Connection | Unsent | Lost | StoreError] = []
         try:
             under_way.extend(self._sent(send, within) for send in sends)
-            return [self._read(one, send) for one, send in zip(under_way, sends, strict=True)]
+            if len(sends) == 1:
+                return [self._read(under_way[0], sends[0])]
+            return self._read_all(under_way, sends, time.monotonic() + min(self._guests.access.timeout, within))
         except BaseException:
             # An interrupt: an answer that was not read must never be taken for another's.
             for one in under_way:
@@ -78,6 +81,17 @@ class Link:
                     one.close()
             self._forget()
             raise
+
+    def _read_all(
+        self, under_way: list[Connection | Unsent | Lost | StoreError], sends: tuple[Send, ...], ends: float
+    ) -> list[Result]:
+        """Read what several servers answer; the time is for all of them together."""
+        results: list[Result] = []
+        for one, send in zip(under_way, sends, strict=True):
+            if isinstance(one, Connection):
+                one.allow(max(LEAST_S, ends - time.monotonic()))
+            results.append(self._read(one, send))
+        return results
 
     def _sent(self, send: Send, within: float) -> Connection | Unsent | Lost | StoreError:
         try:

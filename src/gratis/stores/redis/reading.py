@@ -105,6 +105,8 @@ class Reading:
             told = [value for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"r"]
             rows += enumerate(told, upmost - len(told) + 1)
         rows = [row for row in rows if row[0] > after]
+        if after == 0 and rows and rows[0][0] > counters.base + 1:  # somebody trims meanwhile
+            counters = read_counters((yield from self._asking.field(shard, b"n")))
         expected = (after or counters.base) + 1  # whoever begins anew begins behind what was trimmed
         if (rows[0][0] if rows else counters.last + 1) > expected and (upto is None or upto >= expected):
             gone = rows[0][0] - 1 if rows else counters.last
