@@ -870,6 +870,22 @@ def test_tasks_that_are_cancelled_give_up_their_own_answer_only(site, decided):
     assert faults_of(site.direct, calls) == set()
 
 
+def test_loops_one_after_another_share_a_store(server):
+    """Each loop has connections of its own, which end with it; the last one closes the store, and nothing is left."""
+    store = open_store(f"{server.url}?namespace={next(NAMES)}", clock=at_noon)
+    meter = AsyncMeter(store, OFFER, assume=ENROLLED)
+    requests = shape("looped", 10)
+    answers = []
+    for turn in range(5):
+        answers += asyncio.run(meter.decide_many(requests[: 2 * turn + 2]))
+        gc.collect()  # what is left open is told of, as an error
+    assert [answer.replayed for answer in answers[-10:]] == [True] * 8 + [False] * 2
+    check_decided(answers[-10:], requests, store)
+    asyncio.run(meter.close())
+    del meter, store
+    gc.collect()
+
+
 def test_threads_share_a_meter(server):
     """Eight threads over one meter, while tiers change and connections break, are answered in one order."""
     with (

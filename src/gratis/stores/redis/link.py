@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
@@ -104,6 +105,9 @@ class Link:
         except Lost as error:
             self._broken(connection, send)
             return error
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _read(self, one: Connection | Unsent | Lost | StoreError, send: Send) -> Result:
@@ -150,18 +154,22 @@ class Link:
     def _broken(self, connection: Connection, send: Send) -> None:
         """One connection to a server broke: so may have the others."""
         connection.close()
-        for other in self._idle.pop((send.address, send.is_shard), []):
-            other.close()
+        _drain(self._idle.get((send.address, send.is_shard), []))
 
     def _forget(self) -> None:
-        idle, self._idle = self._idle, {}
-        for connections in idle.values():
-            for connection in connections:
-                connection.close()
+        for connections in list(self._idle.values()):
+            _drain(connections)
 
     def close(self) -> None:
         """Close every connection."""
         self._forget()
+
+
+def _drain(idle: list[Connection]) -> None:
+    """Close all, in place: who gives a connection back meanwhile gives it to the same list."""
+    with suppress(IndexError):
+        while True:
+            idle.pop().close()
 
 
 class AsyncLink:

@@ -10,12 +10,15 @@ import asyncio
 import socket
 import ssl  # noqa: TC003 - a field of a struct
 from collections import deque
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 from msgspec import Struct
 
 from gratis.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 NOTHING = object()
 READ_BYTES = 65_536
@@ -157,6 +160,7 @@ class AsyncConnection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
         self._row: deque[tuple[int, list[Any], asyncio.Future[list[Any]]]] = deque()
         self._transport: asyncio.Transport | None = None
+        self.end_of_loop = self._closed_with_the_loop()
         self.error: Exception | None = None
 
     @classmethod
@@ -177,7 +181,16 @@ class AsyncConnection(asyncio.Protocol):
                     )
         except (OSError, ValueError) as error:
             raise Unsent(f"{address}: {error}") from error
+        await anext(made.end_of_loop)
         return made
+
+    async def _closed_with_the_loop(self) -> AsyncGenerator[None, None]:
+        """A loop that ends closes what generates asynchronously: so it closes this connection, too."""
+        try:
+            yield
+        finally:
+            self.close()
+            await asyncio.sleep(0)
 
     def ask(self, payload: bytes, replies: int) -> asyncio.Future[list[Any]]:
         """Send commands; the future has their replies, or says `Lost`."""
