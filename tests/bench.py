@@ -32,7 +32,7 @@ STORE = b"{gratis:store}"
 SALT = "0123456789abcdef" * 2  # one for all tests, so that keys and fields of the index have the same names each time
 SHARD = layout.shards("gratis", 1, SALT.encode())[0]
 ANSWER_MOST_S = 20.0
-READ = {b"hash": ("HGETALL",), b"stream": ("XRANGE", "-", "+"), b"string": ("GET",)}
+READ = {b"hash": ("HGETALL",), b"stream": ("XRANGE", "-", "+"), b"string": ("GET",), b"zset": ("ZRANGE", "0", "-1")}
 
 
 def text_of(name: str) -> str:

@@ -24,6 +24,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 CONFLICT_FIELDS = ("model", "at", "project", "input_tokens", "output_tokens", "cached_tokens", "kind", "tools")
 
+HOLD_FIELDS = ("at", "tokens_max", "reason", "used", "held", "short", "until", "expiry", "replayed")
+
 
 def micros(text: str) -> int:
     """The instant that a text names, in microseconds."""
@@ -84,25 +86,27 @@ class Oracle:
         self.entries: list[tuple[int, dict[str, Any]]] = []
         self.days: dict[tuple[str, str, int], dict[str, int]] = {}
         self.rolling: dict[tuple[str, str], dict[str, int]] = {}
+        self.rolled: dict[tuple[str, str, int], dict[str, int]] = {}
+        self.words: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.held: dict[tuple[str, str], dict[str, Any]] = {}
 
     def decide(self, request: dict[str, Any], *, now: int, dry: bool = False) -> dict[str, Any]:
         """The line of the one decision on a request, or why there is none; with `dry`, nothing is kept of it."""
-        known = self.decided.get((request["account"], request["id"]))
+        key = request["account"], request["id"]
+        known = self.decided.get(key)
         if known is not None:
-            asked, first = known
-            for field in CONFLICT_FIELDS:
-                if request[field] != asked[field]:
-                    return {"error": "conflict", "field": field, "first": first}
-            return {**first, "replayed": True}
+            if not dry and self.words[key][0]["unmeasured"] and tokens_of(request) is not None:
+                return self._settle_late(request, now)
+            return self._again(request, *known)
         if self.has_bounds and request["at"] > now + AHEAD:
             return {"error": "ahead", "field": "at"}
-        line, kept = self._decision(request, now)
-        if not dry:
-            if kept is not None:
-                self._keep(request, kept)
-            self.decided[request["account"], request["id"]] = (request, line)
-            self.entries.append((now, line))
-        return line
+        if dry:
+            return self._decision(request, now, self.enrollment(request["account"]))[0]
+        hold = self.held.get(key)
+        if hold is not None and hold["at"] != request["at"]:
+            return {"error": "conflict", "field": "at", "hold": said_of(hold)}
+        self._run_out(request["account"], now, but=request["id"])
+        return self._decide(request, now, hold)
 
     def fits(self, request: dict[str, Any], *, now: int) -> int | None:
         """The largest size that would still be free now; None if none would be, or the request was decided before."""
@@ -125,8 +129,129 @@ class Oracle:
                 "used": window["used"],
                 "window_start": text_of(window["start"]) if is_open else None,
                 "window_end": text_of(window["end"]) if is_open else None,
+                "held": self._held(account, group, revision["window"], {window["start"] if is_open else None, None}),
             }
         return found
+
+    def hold(self, request: dict[str, Any], tokens: int, *, until: int, expiry: str, now: int) -> dict[str, Any]:
+        """What is said of a hold of so many tokens: it fits beside what is used and what others hold, or not."""
+        account = request["account"]
+        bounded = {**request, "input_tokens": tokens, "output_tokens": 0, "cached_tokens": 0}
+        known = self.decided.get((account, request["id"]))
+        if known is not None:
+            asked, first = known
+            if request["at"] != asked["at"]:
+                return {"error": "conflict", "field": "at", "first": first}
+            return {"request": bounded, "window": None, "decision": {**first, "replayed": True}}
+        if self.has_bounds and request["at"] > now + AHEAD:
+            return {"error": "ahead", "field": "at"}
+        hold = self.held.get((account, request["id"]))
+        if hold is not None:
+            for name in CONFLICT_FIELDS:
+                if bounded[name] != hold["request"][name]:
+                    return {"error": "conflict", "field": name, "hold": said_of(hold)}
+            return {**hold, "replayed": True}
+        self._run_out(account, now, but=request["id"])
+        hold = self._admitted(bounded, tokens, until=until, expiry=expiry, now=now)
+        self.held[account, request["id"]] = hold
+        return hold
+
+    def _admitted(self, request: dict[str, Any], tokens: int, *, until: int, expiry: str, now: int) -> dict[str, Any]:
+        """A new hold."""
+        account, at = request["account"], request["at"]
+        line, _ = self._decision(request, now, self.enrollment(account))
+        hold = {
+            "request": request,
+            "at": at,
+            "tokens_max": tokens,
+            "reason": line["reason"],
+            "used": None,
+            "held": None,
+            "short": None,
+            "place": None,
+            "window": None,
+            "until": until,
+            "expiry": expiry,
+            "decision": None,
+            "replayed": False,
+        }
+        if line["total"] is None:
+            return hold
+        revision = revision_at(at)
+        assert revision is not None
+        group, kind = line["group"], revision["window"]
+        window = self._window(account, group, revision, at)
+        is_open = kind == "day" or window["seq"] > 0
+        start = window["start"] if is_open else None
+        held = self._held(account, group, kind, {start, None})
+        left = line["allowance"] - window["used"] - held
+        hold["reason"] = "within_allowance" if tokens <= left else "over_allowance"
+        hold["used"], hold["held"], hold["short"] = window["used"], held, max(0, tokens - left)
+        hold["place"] = (group, kind, start)
+        hold["window"] = {"start": window["start"], "end": window["end"]} if is_open else None
+        return hold
+
+    def settle(self, hold: dict[str, Any], used: dict[str, Any], *, now: int) -> dict[str, Any]:
+        """The line of the decision on a held request by what it used, or by its bound if nobody knows that."""
+        request = {**hold["request"], **used}
+        if tokens_of(request) is not None:
+            return self.decide(request, now=now)
+        request = hold["request"]
+        key = request["account"], request["id"]
+        known = self.decided.get(key)
+        if known is not None:
+            return self._again(request, *known)
+        if self.has_bounds and request["at"] > now + AHEAD:
+            return {"error": "ahead", "field": "at"}
+        kept = self.held.get(key)
+        if kept is not None and kept["at"] != request["at"]:
+            return {"error": "conflict", "field": "at", "hold": said_of(kept)}
+        self._run_out(request["account"], now, but=request["id"])
+        return self._decide(request, now, hold, is_unmeasured=True)
+
+    def release(self, hold: dict[str, Any], *, now: int) -> dict[str, Any] | None:
+        """Nothing, if it was held; if it was decided by its bound since, the line of what corrects that."""
+        key = hold["request"]["account"], hold["request"]["id"]
+        if self.held.pop(key, None) is not None:
+            return None
+        words = self.words.get(key, [])
+        if not words or not words[0]["unmeasured"] or any(word["remedy"] in {"settled", "released"} for word in words):
+            return None
+        return self._correct(key, words[0]["request"], "released", now)
+
+    def extend(self, hold: dict[str, Any], *, until: int) -> dict[str, Any]:
+        """The hold with another end."""
+        key = hold["request"]["account"], hold["request"]["id"]
+        if key not in self.held:
+            return {"error": "ahead", "field": "id"}
+        self.held[key] = {**self.held[key], "until": until}
+        return self.held[key]
+
+    def expire(self, account: str, *, now: int) -> list[dict[str, Any]]:
+        """The lines of what ran out of time and is decided by its bound."""
+        place = len(self.entries)
+        self._run_out(account, now, but=None)
+        return [line for _, line in self.entries[place:]]
+
+    def holds(self, account: str) -> list[dict[str, Any]]:
+        """What is held, by the time at which it runs out, then by id."""
+        kept = [hold for (owner, _), hold in self.held.items() if owner == account]
+        return sorted(kept, key=lambda hold: (hold["until"], hold["request"]["id"]))
+
+    def correct(
+        self, account: str, request_id: str, tokens: int | None, *, actor: str, why: str, now: int
+    ) -> dict[str, Any]:
+        """The line of an owner's correction: so many tokens, or none of it counts."""
+        if actor not in self.owners.get(account, ()):
+            return {"error": "not an owner"}
+        words = self.words.get((account, request_id))
+        if words is None:
+            return {"error": "ahead", "field": "id"}
+        request = words[-1]["request"]
+        if tokens is not None:
+            request = {**request, "input_tokens": tokens, "output_tokens": 0, "cached_tokens": 0}
+        remedy = "voided" if tokens is None else "adjusted"
+        return self._correct((account, request_id), request, remedy, now, actor=actor, why=why)
 
     def enroll(self, account: str, enrollment: dict[str, Any], *, actor: str) -> int | None:
         """The number of the change; None if it may not be."""
@@ -153,11 +278,146 @@ class Oracle:
         group = revision["models"][model]
         return ALLOWANCES[group][enrollment["tier"]], self._window(account, group, revision, at)["used"]
 
-    def _decision(self, request: dict[str, Any], now: int) -> tuple[dict[str, Any], dict[str, int] | None]:
+    @staticmethod
+    def _again(request: dict[str, Any], asked: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+        """What was said before, or that this is another request."""
+        for name in CONFLICT_FIELDS:
+            if request[name] != asked[name]:
+                return {"error": "conflict", "field": name, "first": first}
+        return {**first, "replayed": True}
+
+    def _decide(
+        self, request: dict[str, Any], now: int, hold: dict[str, Any] | None, *, is_unmeasured: bool = False
+    ) -> dict[str, Any]:
+        """Decide a request that was not decided before, and end its hold."""
+        enrollment = self.enrollment(request["account"])
+        pin = None if hold is None else hold["window"]
+        line, kept = self._decision(request, now, enrollment, pin=pin)
+        if hold is not None:
+            line["hold"] = {"tokens_max": hold["tokens_max"], "unmeasured": is_unmeasured, **window_line(pin)}
+            self.held.pop((request["account"], request["id"]), None)
+        self.decided[request["account"], request["id"]] = (request, line)
+        self._write(request, line, kept, now, enrollment, unmeasured=is_unmeasured, pin=pin)
+        return line
+
+    def _write(
+        self,
+        request: dict[str, Any],
+        line: dict[str, Any],
+        kept: dict[str, int] | None,
+        now: int,
+        enrollment: Any,
+        **word: Any,
+    ) -> None:
+        """An entry of the ledger: what it says of its request, and what that takes of a window."""
+        returned = line["correction"]["returned"] if "correction" in line else 0
+        took = 0
+        if kept is not None:
+            found = self._window(request["account"], line["group"], revision_at(request["at"]), request["at"], kept)
+            took = kept["used"] - (found["used"] - returned)
+            self._keep(request, kept)
+        self.words.setdefault((request["account"], line["id"]), []).append(
+            {
+                "request": request,
+                "line": line,
+                "took": took,
+                "window": kept,
+                "enrollment": enrollment,
+                "remedy": line.get("correction", {}).get("remedy"),
+                "unmeasured": False,
+                "pin": None,
+                **word,
+            }
+        )
+        self.entries.append((now, line))
+
+    def _run_out(self, account: str, now: int, *, but: str | None) -> None:
+        """Holds that ran out of time are ended, in the order of their ends: decided by their bounds, or given back."""
+        for hold in self.holds(account):
+            request = hold["request"]
+            if hold["until"] <= now and request["id"] != but:
+                if hold["expiry"] == "decided":
+                    self._decide(request, now, hold, is_unmeasured=True)
+                else:
+                    del self.held[account, request["id"]]
+
+    def _held(self, account: str, group: str, kind: str, starts: set[int | None]) -> int:
+        """What an account's holds set aside of the windows that start then; None where none was open."""
+        places = {(group, kind, start) for start in starts}
+        return sum(
+            hold["tokens_max"]
+            for (owner, _), hold in self.held.items()
+            if owner == account and hold["place"] in places and hold["reason"] == "within_allowance"
+        )
+
+    def _settle_late(self, request: dict[str, Any], now: int) -> dict[str, Any]:
+        """What a request really used whose hold had run out of time: once, and it corrects what was assumed."""
+        words = self.words[request["account"], request["id"]]
+        for word in words:
+            if word["remedy"] == "settled":
+                return self._again(request, word["request"], word["line"])
+        if request["at"] != words[0]["request"]["at"]:
+            return {"error": "conflict", "field": "at", "first": words[0]["line"]}
+        return self._correct((request["account"], request["id"]), request, "settled", now)
+
+    def _correct(
+        self,
+        key: tuple[str, str],
+        request: dict[str, Any],
+        remedy: str,
+        now: int,
+        *,
+        actor: str | None = None,
+        why: str | None = None,
+    ) -> dict[str, Any]:
+        """The line of the next correction: the latest word gives back what it took, then the request is judged anew."""
+        words = self.words[key]
+        first, latest = words[0], words[-1]
+        is_void = remedy in {"voided", "released"}
+        if is_void:
+            request = {**request, "input_tokens": 0, "output_tokens": 0, "cached_tokens": 0}
+        is_same_remedy = latest["remedy"] == remedy or (is_void and latest["remedy"] in {"voided", "released"})
+        if is_same_remedy and latest["request"] == request:
+            return {**latest["line"], "replayed": True}
+        revision = revision_at(request["at"])
+        reason = excluded(request, revision, first["enrollment"])
+        group = revision["models"][request["model"]] if revision is not None and reason is None else None
+        is_same_group = latest["line"]["used"] is None or latest["line"]["group"] == group
+        if latest["took"] and not is_same_group:
+            gone = self._correct(key, latest["request"], "released", now, actor=actor, why=why)
+            if "error" in gone:
+                return gone
+            return self._correct(key, request, remedy, now, actor=actor, why=why)
+        pin = (latest["window"] or first["pin"]) if is_same_group else None
+        line, kept = self._decision(
+            request, now, first["enrollment"], pin=pin, returned=latest["took"], is_void=is_void
+        )
+        if line["reason"] == "too_late":
+            return {"error": "ahead", "field": "at"}
+        line["correction"] = {
+            "number": len(words),
+            "remedy": remedy,
+            "returned": latest["took"],
+            **window_line(pin),
+            "actor": actor,
+            "why": why,
+        }
+        self._write(request, line, kept, now, first["enrollment"])
+        return line
+
+    def _decision(
+        self,
+        request: dict[str, Any],
+        now: int,
+        enrollment: dict[str, Any] | None,
+        *,
+        pin: dict[str, int] | None = None,
+        returned: int = 0,
+        is_void: bool = False,
+    ) -> tuple[dict[str, Any], dict[str, int] | None]:
         """The line of a decision, and its window after it, if it has one."""
         at, tokens = request["at"], tokens_of(request)
         revision = revision_at(at)
-        enrollment = self.enrollment(request["account"])
         reason = excluded(request, revision, enrollment)
         line: dict[str, Any] = {
             "id": request["id"],
@@ -186,12 +446,13 @@ class Oracle:
         assert enrollment is not None
         assert tokens is not None
         group = revision["models"][request["model"]]
-        window = self._window(request["account"], group, revision, at)
+        window = self._window(request["account"], group, revision, at, pin)
         if self.has_bounds and window["end"] + KEEP <= now:
             line["reason"] = "too_late"
             return line, None
         allowance = ALLOWANCES[group][enrollment["tier"]]
-        left = allowance - window["used"]
+        used = window["used"] - returned
+        left = allowance - used
         is_free = tokens <= left
         if is_free:
             free = tokens
@@ -205,13 +466,14 @@ class Oracle:
         line["allowance"] = allowance
         line["free_tokens"] = free
         line["billed_tokens"] = tokens - free
-        line["total"] = window["used"] + tokens
-        if window["seq"] == 0 and revision["window"] == "rolling" and not is_free and free == 0:
+        line["total"] = used + tokens
+        opens = (is_free or free > 0) and not is_void
+        if window["seq"] == 0 and revision["window"] == "rolling" and not opens:
             line["used"] = 0
             line["remaining"] = allowance
             return line, None
         counted = tokens if self.counts == "all" else free
-        kept = {**window, "used": window["used"] + counted, "seq": window["seq"] + 1}
+        kept = {**window, "used": used + counted, "seq": window["seq"] + 1}
         line["used"] = kept["used"]
         line["remaining"] = max(0, allowance - kept["used"])
         line["window_start"] = text_of(kept["start"])
@@ -219,12 +481,19 @@ class Oracle:
         line["seq"] = kept["seq"]
         return line, kept
 
-    def _window(self, account: str, group: str, revision: dict[str, Any], at: int) -> dict[str, int]:
-        """The window of an instant: one that is kept, or a new one that nobody has used yet."""
+    def _window(
+        self, account: str, group: str, revision: dict[str, Any], at: int, pin: dict[str, int] | None = None
+    ) -> dict[str, int]:
+        """The window of an instant: one that is kept, or a new one that nobody has used yet.
+
+        Where windows roll, the one to which a request is pinned comes before the one that is open.
+        """
         if revision["window"] == "day":
             start = at - at % DAY
             found = self.days.get((account, group, start))
             return found or {"start": start, "end": start + DAY, "used": 0, "seq": 0}
+        if pin is not None and (account, group, pin["start"]) in self.rolled:
+            return self.rolled[account, group, pin["start"]]
         last = self.rolling.get((account, group))
         if last is not None and at < last["end"]:
             return last
@@ -236,8 +505,22 @@ class Oracle:
         account, group = request["account"], revision["models"][request["model"]]
         if revision["window"] == "day":
             self.days[account, group, window["start"]] = window
-        else:
+            return
+        self.rolled[account, group, window["start"]] = window
+        last = self.rolling.get((account, group))
+        if last is None or window["start"] >= last["start"]:
             self.rolling[account, group] = window
+
+
+def said_of(hold: dict[str, Any]) -> dict[str, Any]:
+    """What anybody may see of a hold."""
+    return {name: hold[name] for name in HOLD_FIELDS} | {"id": hold["request"]["id"], "model": hold["request"]["model"]}
+
+
+def window_line(window: dict[str, int] | None) -> dict[str, str | None]:
+    """A window as a line prints it."""
+    start, end = (None, None) if window is None else (text_of(window["start"]), text_of(window["end"]))
+    return {"window_start": start, "window_end": end}
 
 
 def revision_at(at: int) -> dict[str, Any] | None:

@@ -22,9 +22,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import Phase, given, settings, strategies as st
 
-from gratis import Conflict, Decision, Enrollment, EnrollmentError, Entry, Meter, Reason, Request, RequestError
+from gratis import (
+    Conflict,
+    Decision,
+    Enrollment,
+    EnrollmentError,
+    Entry,
+    Hold,
+    Meter,
+    Reason,
+    Request,
+    RequestError,
+    Usage,
+)
 from gratis.lines import decision_line
-from gratis.model import stamp
+from gratis.model import Remedy, micros as micros_of, stamp
 from gratis.offers import load
 from gratis.stores import Bounds
 from gratis.stores.redis.url import open_redis
@@ -46,6 +58,7 @@ from .oracle import (
     SWITCH,
     Oracle,
     micros,
+    said_of,
 )
 from .servers import Server
 
@@ -215,6 +228,22 @@ BEGINNINGS = (
     micros("2025-03-20") + 9 * HOUR + 15 * MINUTE,
     LIST_B - 2 * HOUR,
 )
+SETTLES: tuple[tuple[str, dict[str, Any]], ...] = (
+    *(("as held", {}),) * 3,
+    ("one less", {}),
+    ("one more", {}),
+    ("half", {}),
+    ("nothing", {}),
+    ("what is left", {}),
+    ("what is left + 1", {}),
+    *(("unmeasured", {}),) * 2,
+    ("half", {"model": "gpt-4o-mini-2024-07-18"}),
+    ("half", {"model": "gpt-4o-2024-08-06"}),
+    ("half", {"model": "gpt-4o"}),
+    ("half", {"tools": ("web_search",)}),
+    ("half", {"project": "p1"}),
+)
+HOLD_TIMES = (MINUTE, SECOND, 10 * MINUTE, HOUR, 7 * HOUR, DAY)
 VERBS = (
     "nothing",
     *("decide",) * 12,
@@ -225,7 +254,12 @@ VERBS = (
     *("enroll",) * 4,
     *("explain",) * 2,
     *("explain again", "standing", "restart"),
+    *("hold",) * 5,
+    *("settle",) * 4,
+    *("correct",) * 3,
+    *("hold again", "decide held", "release", "extend", "expire", "words"),
 )
+HOLD_VERBS = frozenset({"hold", "hold again", "settle", "release", "extend", "expire", "correct", "words"})
 
 
 class Program:
@@ -254,6 +288,7 @@ class World:
         self.seen: Counter[str] = Counter()
         self.story: list[tuple[Any, ...]] = []
         self.asked: list[dict[str, Any]] = []
+        self.held: list[tuple[dict[str, Any], Hold]] = []
         self.names: Counter[str] = Counter()
         self.batch: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.batch_size = 0
@@ -304,6 +339,12 @@ class World:
                 self.ask(self.request(MODELS[step[2] % len(MODELS)], TWISTS[step[3] % len(TWISTS)], step), side)
             elif verb == "decide again":
                 self.ask(self.again(step), side)
+            elif verb == "decide held":
+                self.ask(self.settled(step), side)
+            elif verb in HOLD_VERBS:
+                self.answer_batch(side)
+                self.seen["steps"] += 1
+                self.manage_holds(verb, step, side)
             else:
                 self.answer_batch(side)
                 self.manage(verb, step, side)
@@ -336,6 +377,20 @@ class World:
             for leg, opener in zip(self.legs, self.openers, strict=True):
                 leg[side].close()
                 leg[side] = self.open(opener)
+
+    def manage_holds(self, verb: str, step: bytes, side: int) -> None:
+        """A step of holds and corrections."""
+        if verb == "hold":
+            twist = TWISTS[step[3] % len(TWISTS)] if step[3] % 3 == 0 else {}
+            self.hold(self.request(MODELS[step[2] % len(MODELS)], twist, step), step, side)
+        elif verb == "hold again":
+            self.hold(self.again(step), step, side)
+        elif verb in {"settle", "release", "extend"}:
+            self.end_hold(verb, step, side)
+        elif verb == "expire":
+            self.expire(ACCOUNTS[step[1] % len(ACCOUNTS)], side)
+        else:
+            self.correct(verb, step, side)
 
     def ask(self, request: dict[str, Any] | None, side: int) -> None:
         """A request is decided by the oracle at once, and by the stores too, or when its batch is full."""
@@ -372,6 +427,127 @@ class World:
         self.seen["explained"] += 1
         for meter in (leg[side] for leg in self.legs):
             assert explained(meter, request_of(request)) == (expected, fits)
+
+    def hold(self, request: dict[str, Any] | None, step: bytes, side: int) -> None:
+        """A hold is asked for, of all alike; beside what is used, holds alone never pass an allowance."""
+        if request is None:
+            return
+        tokens = request["input_tokens"] or 0
+        span, expiry = HOLD_TIMES[step[4] % len(HOLD_TIMES)], ("decided", "released")[step[5] % 2]
+        expected = self.oracle.hold(request, tokens, until=self.now + span, expiry=expiry, now=self.now)
+        self.story.append(("hold", request, tokens, span, expiry, expected))
+        self.seen["held" if "error" not in expected else "not held"] += 1
+        asked, for_ = request_of(request), timedelta(microseconds=span)
+        for meter in (leg[side] for leg in self.legs):
+            found = answered(meter.hold, asked, tokens, for_=for_, on_expiry=expiry)
+            if isinstance(found, Hold):
+                assert hold_of(found) == hold_as(expected)
+                if found.fits and not found.replayed:
+                    assert found.used + found.held + found.amount <= found.terms.allowance
+            else:
+                assert answer_of(found) == expected
+        if "error" not in expected:
+            self.held.append((expected, found))
+        self.check_standing(request["account"], side)
+
+    def spending(self, step: bytes) -> tuple[dict[str, Any], Hold, dict[str, Any]] | None:
+        """A hold that was asked for, and what its request then used."""
+        if not self.held:
+            return None
+        hold, made = self.held[-1 - step[1] % len(self.held)]
+        how, word = SETTLES[step[2] % len(SETTLES)]
+        request = hold["request"]
+        allowance, used = self.oracle.aim(request["account"], request["model"], request["at"])
+        left, bound = max(0, allowance - used), request["input_tokens"]
+        tokens = {
+            "as held": bound,
+            "one less": max(0, bound - 1),
+            "one more": min(bound + 1, 10**12),
+            "half": bound // 2,
+            "nothing": 0,
+            "what is left": left,
+            "what is left + 1": left + 1,
+            "unmeasured": None,
+        }[how]
+        return hold, made, {"input_tokens": tokens, "output_tokens": 0, **word}
+
+    def settled(self, step: bytes) -> dict[str, Any] | None:
+        """A held request with what it used, to be decided as any other."""
+        found = self.spending(step)
+        if found is None or found[2]["input_tokens"] is None:
+            return None
+        hold, _, used = found
+        return merged(hold["request"], used)
+
+    def end_hold(self, verb: str, step: bytes, side: int) -> None:
+        """A hold is settled, released or extended, in all alike; it may be over since long."""
+        found = self.spending(step)
+        if found is None:
+            return
+        hold, made, used = found
+        if verb == "settle":
+            request = merged(hold["request"], used)
+            changed = {field: request[field] for field in ("model", "project", "tools")}
+            expected = self.oracle.settle(hold, {**used, **changed}, now=self.now)
+            asking = [(meter[side].settle, (made, Usage(**used)), {}) for meter in self.legs]
+        elif verb == "release":
+            expected = self.oracle.release(hold, now=self.now)
+            asking = [(meter[side].release, (made,), {}) for meter in self.legs]
+        else:
+            span = HOLD_TIMES[step[4] % len(HOLD_TIMES)]
+            expected = self.oracle.extend(hold, until=self.now + span)
+            for_ = timedelta(microseconds=span)
+            asking = [(meter[side].extend, (made,), {"for_": for_}) for meter in self.legs]
+        self.story.append((verb, hold["request"], used, expected))
+        self.seen[verb] += 1
+        for verb_of, args, named in asking:
+            told = answered(verb_of, *args, **named)
+            if isinstance(told, Hold):
+                assert hold_of(told) == hold_as(expected)
+            else:
+                assert (told and answer_of(told)) == expected
+        if isinstance(expected, dict) and "correction" in expected:
+            self.seen[expected["correction"]["remedy"]] += 1
+        self.check_standing(hold["request"]["account"], side)
+
+    def expire(self, account: str, side: int) -> None:
+        """What ran out of time is ended, in all alike; what is left is told."""
+        expected = self.oracle.expire(account, now=self.now)
+        self.story.append(("expire", account, expected))
+        self.seen["ran out"] += len(expected)
+        holds = [hold_as(hold) for hold in self.oracle.holds(account)]
+        for meter in (leg[side] for leg in self.legs):
+            assert [answer_of(decision) for decision in meter.expire(account)] == expected
+            assert [{**hold_of(hold), "replayed": None} for hold in meter.holds(account)] == [
+                {**hold, "replayed": None} for hold in holds
+            ]
+        self.check_standing(account, side)
+
+    def correct(self, verb: str, step: bytes, side: int) -> None:
+        """What was decided is voided or adjusted, in all alike, or just told."""
+        decided = list(self.oracle.words)
+        if not decided:
+            return
+        account, name = decided[-1 - step[1] % len(decided)]
+        name = "nobody" if step[5] % 16 == 15 else name
+        if verb == "correct":
+            actor, why = ACTORS[step[4] % len(ACTORS)], ("counted twice", "refunded")[step[5] % 2]
+            size = SIZES[step[3] % len(SIZES)]
+            tokens = size if isinstance(size, int) and step[2] % 2 else None
+            expected = self.oracle.correct(account, name, tokens, actor=actor, why=why, now=self.now)
+            self.story.append((actor, "corrects", account, name, tokens, expected))
+            self.seen[expected.get("error") or expected["correction"]["remedy"]] += 1
+            for meter in (leg[side] for leg in self.legs):
+                by = {"actor": actor, "why": why, "account": account}
+                if tokens is None:
+                    found = answered(meter.void, name, **by)
+                else:
+                    found = answered(meter.adjust, name, Usage(input_tokens=tokens, output_tokens=0), **by)
+                assert answer_of(found) == expected
+        words = [word["line"] for word in self.oracle.words.get((account, name), ())]
+        for meter in (leg[side] for leg in self.legs):
+            assert [decision_line(decision) for decision in meter.decisions(name, account=account)] == words
+        self.check_standing(account, side)
 
     def pass_time(self, how: str, account: str, model: str) -> None:
         """Time passes, to the edges of days and windows too."""
@@ -504,6 +680,7 @@ class World:
                 window = standing.window
                 found[standing.group] = {
                     "used": standing.used,
+                    "held": standing.held,
                     "window_start": None if window is None else stamp(window.start),
                     "window_end": None if window is None else stamp(window.end),
                 }
@@ -518,7 +695,7 @@ class World:
         for meter in (leg[0] for leg in self.legs):
             entries = list(meter.ledger())
             assert [entry.entry for entry in entries] == list(range(1, len(self.oracle.entries) + 1))
-            assert len({(entry.decision.account, entry.decision.id) for entry in entries}) == len(entries)
+            assert len({(entry.decision.account, entry.decision.request.id) for entry in entries}) == len(entries)
             kept: dict[str, list[dict[str, Any]]] = {}
             for entry in entries:
                 line = {"decided_at": entry.decided_at, **decision_line(entry.decision)}
@@ -536,7 +713,7 @@ class World:
         for _, line in self.oracle.entries:
             if line["seq"] is not None:
                 key = (line["account"], line["group"], line["window_start"])
-                sums[key] += line[counted]
+                sums[key] += line[counted] - line.get("correction", {"returned": 0})["returned"]
                 seqs[key] += 1
                 assert line["seq"] == seqs[key]
                 assert line["used"] == sums[key]
@@ -552,6 +729,7 @@ class World:
     def check_enrollments(self) -> None:
         """A store knows the accounts that were enrolled or asked, and every change that was acknowledged."""
         known = {account for account, _ in self.oracle.decided} | set(self.oracle.enrolled)
+        known |= {hold["request"]["account"] for hold, _ in self.held}
         for meter in (leg[0] for leg in self.legs):
             assert sorted(meter._store.accounts()) == sorted((OFFER, account) for account in known)
             for account in known:
@@ -620,6 +798,49 @@ def decided(meter: Meter, request: Request) -> Decision | RequestError:
         return error
 
 
+def merged(request: dict[str, Any], used: dict[str, Any]) -> dict[str, Any]:
+    """A held request with what the provider said of it."""
+    return {**request, **used, "tools": tuple(sorted({*request["tools"], *used.get("tools", ())}))}
+
+
+def answered(verb: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """What a verb answers, or the error in its place."""
+    try:
+        return verb(*args, **named)
+    except (RequestError, EnrollmentError) as error:
+        return error
+
+
+def hold_of(hold: Hold) -> dict[str, Any]:
+    """A hold as the oracle tells it."""
+    if hold.decision is not None:
+        return {"decision": decision_line(hold.decision), "fits": hold.fits}
+    said = {
+        "id": hold.id,
+        "model": hold.request.model,
+        "at": micros_of(hold.at),
+        "tokens_max": hold.tokens_max,
+        "reason": hold.reason,
+        "used": hold.used,
+        "held": hold.held,
+        "short": hold.short,
+        "until": micros_of(hold.until),
+        "expiry": hold.expiry,
+        "replayed": hold.replayed,
+    }
+    return {
+        **said,
+        "window": hold.window and {"start": micros_of(hold.window.start), "end": micros_of(hold.window.end)},
+    }
+
+
+def hold_as(hold: dict[str, Any]) -> dict[str, Any]:
+    """The oracle's hold in the same words."""
+    if hold["decision"] is not None:
+        return {"decision": hold["decision"], "fits": False}
+    return {**said_of(hold), "window": hold["window"]}
+
+
 def explained(meter: Meter, request: Request) -> tuple[dict[str, Any], int | None]:
     """What would be decided, and the largest size that would be free."""
     try:
@@ -638,10 +859,16 @@ def enrolled(meter: Meter, account: str, enrollment: Enrollment, actor: str) -> 
     return made.version, made.at, made.actor
 
 
-def answer_of(answer: Decision | RequestError) -> dict[str, Any]:
+def answer_of(answer: Decision | RequestError | EnrollmentError) -> dict[str, Any]:
     """An answer as the oracle tells it."""
     if isinstance(answer, Conflict):
+        if answer.first is None:
+            hold = hold_of(answer.hold)
+            del hold["window"]
+            return {"error": "conflict", "field": answer.field, "hold": hold}
         return {"error": "conflict", "field": answer.field, "first": decision_line(answer.first)}
+    if isinstance(answer, EnrollmentError):
+        return {"error": "not an owner"}
     if isinstance(answer, RequestError):
         return {"error": "ahead", "field": answer.field}
     return decision_line(answer)
@@ -663,6 +890,8 @@ def facts_of(entry: Entry) -> tuple[Any, ...]:
         decision.window,
         decision.seq,
         decision.replayed,
+        decision.hold,
+        decision.correction,
     )
 
 
@@ -733,4 +962,5 @@ def drive(
     run()
     assert seen["steps"] >= steps_min
     reasons = {*Reason, "replayed", "conflict", "ahead", "enrolled", "refused", "explained", "standing"}
+    reasons |= {"held", "not held", "settle", "release", "extend", "ran out", "not an owner", *Remedy}
     assert reasons - set(seen) == {Reason.EVALS}

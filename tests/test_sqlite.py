@@ -117,7 +117,7 @@ def _used(path: Path) -> None:
 
 def _newer(path: Path) -> None:
     _used(path)
-    change(path, "PRAGMA user_version = 2")
+    change(path, "PRAGMA user_version = 3")
 
 
 def _foreign(path: Path) -> None:
@@ -168,7 +168,7 @@ def listing(folder: Path) -> dict[str, bytes | None]:
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (_newer, "written by a newer Gratis (schema 2, this one knows 1): upgrade Gratis"),
+        (_newer, "written by a newer Gratis (schema 3, this one knows 2): upgrade Gratis"),
         (_foreign, "a SQLite file of another program; expected a Gratis store or a new file"),
         (_foreign_but_empty, "a SQLite file of another program; expected a Gratis store or a new file"),
         (_text, "file is not a database"),

@@ -12,7 +12,7 @@ from gratis.errors import (
     StoreError,
 )
 from gratis.meter import AsyncMeter, Meter
-from gratis.model import Decision, Enrollment, Entry, Reason, Request, Sharing, Verdict
+from gratis.model import Decision, Enrollment, Entry, Hold, Reason, Request, Sharing, Usage, Verdict
 from gratis.offer import Offer
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Entry",
     "Explanation",
     "GratisError",
+    "Hold",
     "Meter",
     "NotExecuted",
     "Offer",
@@ -35,5 +36,6 @@ __all__ = [
     "Sharing",
     "Standing",
     "StoreError",
+    "Usage",
     "Verdict",
 ]

@@ -1,50 +1,52 @@
-"""What both meters share, written once: the pure question before a store's call, and the pure reading after it.
-
-Where a flow has a branch between two calls (an enrollment that changed meanwhile), it is a generator that
-yields charges and is sent receipts; each meter drives it in its own world.
-"""
+"""What both meters know, and what they make of it: the pure question before a store's call, the reading after it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from gratis.classify import EXCLUDES, Case, case_of, charge_in, window_at
-from gratis.errors import Conflict, NotExecuted, OutcomeUnknown, RequestError
-from gratis.model import Kind, Reason, Request, stamp
-from gratis.stores import Status
+from gratis.classify import EXCLUDES, Case, amount, case_of, charge_in, window_at
+from gratis.errors import Conflict, RequestError
+from gratis.model import Correction, Hold, Kind, Reason, Remedy, Request, correction_id, stamp
+from gratis.rule import contribution
+from gratis.stores import Status, held_in
 from gratis.window import Rolling
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from gratis.model import Change, Decision, Enrollment, Unit, Window
+    from gratis.model import Change, Decision, Enrollment, Expiry, Unit, Window
     from gratis.offer import Offer
-    from gratis.rule import Charge, Tally
+    from gratis.rule import Charge, Step, Tally
     from gratis.stores import Receipt
+    from gratis.thresholds import Threshold
 
-ROUNDS_MAX = 16
 ACCOUNTS_CACHED_MAX = 100_000
 CASES_CACHED_MAX = 10_000
 OF_ACCOUNTS = frozenset({Reason.NOT_ENROLLED, Reason.ACCOUNT_NOT_ELIGIBLE, Reason.SHARING_DISABLED})
 
 # Looked up once: in Python 3.11 naming a member of an enum is slow.
-_DECIDED, _REPLAYED, _OUTDATED = Status.DECIDED, Status.REPLAYED, Status.OUTDATED
+_DECIDED, _REPLAYED = Status.DECIDED, Status.REPLAYED
 _COMPLETION = Kind.COMPLETION
+_VOIDS = frozenset({Remedy.VOIDED, Remedy.RELEASED})
 
 
 class Explanation(Struct, frozen=True):
     """Whether a request would be free now, and if not, the largest size that still would.
 
     `fits` is in the unit of the group; None where not even 0 fits, where no allowance covers the request, and where it
-    was decided before.
+    was decided before. `held` is what holds set aside of it. `elsewhere` are the groups that would take the request if
+    it were for one of their models.
     """
 
     decision: Decision
     fits: int | None
     unit: Unit | None
+    held: int = 0
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def is_free(self) -> bool:
@@ -55,6 +57,16 @@ class Explanation(Struct, frozen=True):
     def reason(self) -> Reason:
         """Why."""
         return self.decision.reason
+
+    @property
+    def available(self) -> int | None:
+        """The largest size that fits beside what holds set aside; None where there is none."""
+        return None if self.fits is None or self.fits < self.held else self.fits - self.held
+
+    @property
+    def window_end(self) -> datetime | None:
+        """When the window ends that it would count in; None where none is open."""
+        return self.decision.window_end
 
 
 class Standing(Struct, frozen=True):
@@ -73,11 +85,17 @@ class Standing(Struct, frozen=True):
     used: int
     window: Window | None
     reason: Reason | None
+    held: int = 0
 
     @property
     def remaining(self) -> int:
-        """What is left."""
+        """What is left, whoever holds it."""
         return 0 if self.reason is not None else max(0, self.allowance - self.used)
+
+    @property
+    def available(self) -> int:
+        """What is left beside what holds set aside."""
+        return max(0, self.remaining - self.held)
 
 
 class Cases:
@@ -87,7 +105,7 @@ class Cases:
         self.offer = offer
         self._cases: dict[tuple[Any, ...], Case] = {}
 
-    def charge(self, request: Request, enrollment: Enrollment | None, version: int) -> Charge:
+    def charge(self, request: Request, enrollment: Enrollment | None, version: int, step: Step | None = None) -> Charge:
         """The charge of a request; an account's version stands for its enrollment."""
         key: tuple[Any, ...] = (request.account, version, request.model, request.project)
         if request.kind is not _COMPLETION or request.tools or request.tokens is None:
@@ -98,24 +116,38 @@ class Cases:
             if len(self._cases) >= CASES_CACHED_MAX:
                 self._cases.clear()
             self._cases[key] = case
-        return charge_in(case, request, version)
+        return charge_in(case, request, version, step)
 
 
 class Book:
     """What both meters know without asking: the offer, and the enrollment that each account had last."""
 
-    def __init__(self, offer: Offer, assumed: Enrollment | None) -> None:
+    def __init__(
+        self, offer: Offer, assumed: Enrollment | None, on_threshold: Callable[[Threshold], None] | None = None
+    ) -> None:
         self.offer = offer
         self.assumed = assumed
+        self.on_threshold = on_threshold
+        self._claimed: set[tuple[str, str]] = set()
         self._cases = Cases(offer)
         self._latest: dict[str, Change] = {}
 
-    def charge(self, request: Request) -> Charge:
+    def charge(self, request: Request, step: Step | None = None) -> Charge:
         """What to ask a store about this request."""
         change = self._latest.get(request.account)
         if change is None:
-            return self._cases.charge(request, self.assumed, 0)
-        return self._cases.charge(request, change.enrollment, change.version)
+            return self._cases.charge(request, self.assumed, 0, step)
+        return self._cases.charge(request, change.enrollment, change.version, step)
+
+    def is_claimed(self, account: str, place: str) -> bool:
+        """Whether this process knows that a threshold was told."""
+        return (account, place) in self._claimed
+
+    def claimed(self, account: str, place: str) -> None:
+        """Remember that a threshold was told."""
+        if len(self._claimed) >= ACCOUNTS_CACHED_MAX:
+            self._claimed.clear()
+        self._claimed.add((account, place))
 
     def learn(self, account: str, change: Change | None) -> None:
         """Remember the latest change of an account's enrollment."""
@@ -126,29 +158,9 @@ class Book:
             self._latest.clear()
         self._latest[account] = change
 
-    def decisions(
-        self, requests: Sequence[Request]
-    ) -> Generator[list[Charge], list[Receipt], list[Decision | RequestError]]:
-        """Yield charges, be sent their receipts, return each request's decision or error, in order."""
-        answers: dict[int, Decision | RequestError] = {}
-        pending = list(enumerate(requests))
-        for _ in range(ROUNDS_MAX):
-            receipts = yield [self.charge(request) for _, request in pending]
-            outdated = []
-            for (place, request), receipt in zip(pending, receipts, strict=True):
-                if receipt.status is _OUTDATED:
-                    self.learn(request.account, receipt.change)
-                    outdated.append((place, request))
-                else:
-                    answers[place] = read(request, receipt)
-            if not outdated:
-                return [answers[place] for place in range(len(requests))]
-            pending = outdated
-        raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times while {len(pending)} requests were decided")
-
     @staticmethod
-    def explanation(charge: Charge, receipt: Receipt) -> Explanation:
-        """The receipt of a dry charge, read as advice."""
+    def explanation(charge: Charge, receipt: Receipt, hold: Hold | None) -> Explanation:
+        """The receipts of a dry charge, and of a hold of as much, read as advice."""
         decision = read(charge.request, receipt)
         if isinstance(decision, RequestError):
             raise decision
@@ -156,10 +168,59 @@ class Book:
             return Explanation(decision, None, None)
         terms = decision.terms
         left = terms.allowance - (decision.total - charge.amount)
-        return Explanation(decision, left if left >= 0 else None, terms.unit)
+        held = 0 if hold is None or hold.held is None else hold.held
+        return Explanation(decision, left if left >= 0 else None, terms.unit, held)
+
+    def takers(self, request: Request, standings: Sequence[Standing]) -> tuple[str, ...]:
+        """The groups, but for the request's own, whose models have room for all of it beside what is held."""
+        revision = self.offer.at(request.at)
+        own = None if revision is None else revision.group_of(request.model, request.kind)
+        groups = {} if revision is None else {group.name: group for group in revision.groups}
+        return tuple(
+            one.group
+            for one in standings
+            if (own is None or one.group != own.name) and amount(groups[one.group], request) <= one.available
+        )
+
+    @staticmethod
+    def no_hold(request: Request, decision: Decision, *, until: datetime, expiry: Expiry) -> Hold:
+        """What is said of a hold whose request was decided before: the decision."""
+        return Hold(
+            request=request,
+            terms=decision.terms,
+            tokens_max=request.tokens or 0,
+            amount=0,
+            reason=decision.reason,
+            used=decision.used,
+            held=None,
+            window=decision.window,
+            until=until,
+            expiry=expiry,
+            decision=decision,
+            replayed=True,
+        )
+
+    def correction(
+        self, words: Sequence[Decision], request: Request, remedy: Remedy, *, actor: str | None, why: str | None
+    ) -> Charge | None:
+        """The charge that corrects all that was said of a request so far; None if that says the same already."""
+        if _is_said(words[-1], request, remedy):
+            return None
+        charge = corrects(self.offer, words[0], words[-1], request, remedy, number=len(words), actor=actor, why=why)
+        step = charge.step
+        assert isinstance(step, Correction), "what corrects says so"
+        if step.returned and (charge.terms.group, charge.terms.window) != _place(words[-1]):
+            # It counts elsewhere, or nowhere: first what was said before is given back where it counted.
+            return self.correction(words, words[-1].request, Remedy.RELEASED, actor=actor, why=why)
+        return charge
 
     def standing(
-        self, account: str, at: datetime, latest: Change | None, tallies: Sequence[tuple[str, str, Tally]]
+        self,
+        account: str,
+        at: datetime,
+        latest: Change | None,
+        tallies: Sequence[tuple[str, str, Tally]],
+        holds: Sequence[Hold],
     ) -> list[Standing]:
         """What an account has of each group's allowance; the tallies are of windows that take a request then."""
         revision = self.offer.at(at)
@@ -178,17 +239,72 @@ class Book:
                 if (name, kind) == (group.name, str(revision.window)):
                     window, used = tally.window, tally.used
             allowance = 0 if enrollment is None else group.allowances.get(enrollment.tier, 0)
+            places = {(group.name, str(revision.window), start) for start in (window and window.start, None)}
+            held = sum(hold.aside for hold in holds if held_in(hold) in places)
             found.append(
                 Standing(
-                    account, self.offer.name, revision.name, group.name, group.unit, allowance, used, window, reason
+                    account,
+                    self.offer.name,
+                    revision.name,
+                    group.name,
+                    group.unit,
+                    allowance,
+                    used,
+                    window,
+                    reason,
+                    held,
                 )
             )
         return found
 
 
-def partly(error: NotExecuted) -> OutcomeUnknown:
-    """What to say of a call of which a part was written before the rest could not be."""
-    return OutcomeUnknown(f"a part of the requests was decided before this: {error}; ask again with the same ids")
+def corrects(
+    offer: Offer,
+    first: Decision,
+    latest: Decision,
+    request: Request,
+    remedy: Remedy,
+    *,
+    number: int,
+    actor: str | None,
+    why: str | None,
+) -> Charge:
+    """The charge that corrects the latest word on a request.
+
+    It rests on the enrollment of the first one: what is corrected is how much was used, not who took part. It is
+    judged in the window in which that counted, or which had admitted it.
+    """
+    is_void = remedy in _VOIDS
+    if is_void:
+        request = replace(request, input_tokens=0, output_tokens=0, cached_tokens=0)
+    request = replace(request, id=correction_id(first.request.id, number))
+    case = case_of(offer, request, first.terms.enrollment)
+    before = case_of(offer, latest.request, first.terms.enrollment).group
+    taken = 0 if before is None or _is_void(latest) else amount(before, latest.request)
+    window = None
+    if latest.used is None or (case.terms.group, case.terms.window) == _place(latest):
+        window = latest.window or (None if first.hold is None else first.hold.window)
+    step = Correction(first.request.id, number, remedy, contribution(latest, taken), window, actor, why)
+    charge = charge_in(case, request, 0, step)
+    return replace(charge, amount=0) if is_void else charge
+
+
+def _place(word: Decision) -> tuple[str | None, str]:
+    return word.terms.group, word.terms.window
+
+
+def _is_said(latest: Decision, request: Request, remedy: Remedy) -> bool:
+    """Whether the latest word on a request is a correction that says this already."""
+    if latest.correction is None:
+        return False
+    if remedy in _VOIDS:
+        return _is_void(latest)
+    return latest.correction.remedy is remedy and replace(latest.request, id=request.id) == request
+
+
+def _is_void(word: Decision) -> bool:
+    """Whether a request counts for nothing by this."""
+    return word.correction is not None and word.correction.remedy in _VOIDS
 
 
 def read(request: Request, receipt: Receipt) -> Decision | RequestError:
@@ -199,9 +315,8 @@ def read(request: Request, receipt: Receipt) -> Decision | RequestError:
         assert decision.request.id == request.id, "the answer is that of this request"
         return decision
     if receipt.status is Status.CONFLICT:
-        assert decision is not None, "a conflict carries the first decision"
         assert receipt.field is not None, "a conflict names the field"
-        return Conflict(receipt.field, decision)
+        return Conflict(receipt.field, decision, hold=receipt.hold)
     assert receipt.status is Status.AHEAD, "an outdated charge is asked again, never answered"
     assert receipt.now is not None, "a refusal for time tells the store's"
     ahead = f"found {stamp(request.at)}, ahead of the store's clock, {stamp(receipt.now)}, by more than is allowed"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from gratis.model import Enrollment, Request
     from gratis.offer import Offer
+    from gratis.rule import Step
 
 _TOKENS = Unit.TOKENS
 
@@ -46,16 +47,16 @@ def charge_for(offer: Offer, request: Request, enrollment: Enrollment | None, *,
     return charge_in(case_of(offer, request, enrollment), request, version)
 
 
-def charge_in(case: Case, request: Request, version: int) -> Charge:
+def charge_in(case: Case, request: Request, version: int, step: Step | None = None) -> Charge:
     """The charge of a request that is such a case."""
     group = case.group
     if group is None:
-        return Charge(request, case.terms, version, 0, None, False)  # noqa: FBT003 - by place: the hot path
+        return Charge(request, case.terms, version, 0, None, False, step)  # noqa: FBT003 - by place: the hot path
     taken = amount(group, request)
     if case.window is not None:
-        return Charge(request, case.terms, version, taken, case.window, False)  # noqa: FBT003 - as above
+        return Charge(request, case.terms, version, taken, case.window, False, step)  # noqa: FBT003 - as above
     assert case.revision is not None, "a group is a revision's"
-    return Charge(request, case.terms, version, taken, window_at(case.revision, request.at), rolls=True)
+    return Charge(request, case.terms, version, taken, window_at(case.revision, request.at), True, step)  # noqa: FBT003 - as above
 
 
 def case_of(offer: Offer, request: Request, enrollment: Enrollment | None) -> Case:

@@ -53,20 +53,32 @@ def shares(enrollment: Enrollment, project: str | None) -> bool:
             return project is not None and project in enrollment.projects
 
 
-def change(
-    history: Sequence[Change], enrollment: Enrollment, *, actor: str, at: datetime, revision: Revision | None
-) -> Change:
-    """The next change of an account's enrollment, if this actor may make it and the offer allows it."""
+def check_owner(history: Sequence[Change], actor: str, what: str) -> frozenset[str]:
+    """The owners of an account, of whom the actor is one."""
+    _named(actor)
+    if not history:
+        raise EnrollmentError(f"actor: this account is not enrolled, so nobody owns it; only an owner {what}")
+    owners = history[-1].enrollment.owners
+    if actor not in owners:
+        raise EnrollmentError(
+            f"actor: {actor!r} is no owner of this account; only an owner {what}: {', '.join(sorted(owners))}"
+        )
+    return owners
+
+
+def _named(actor: str) -> frozenset[str]:
     try:
         check_name("actor", actor)
     except RequestError as error:
         raise EnrollmentError(str(error)) from None
-    owners = history[-1].enrollment.owners if history else frozenset({actor})
-    if actor not in owners:
-        raise EnrollmentError(
-            f"actor: {actor!r} is no owner of this account; only an owner changes its enrollment: "
-            + ", ".join(sorted(owners))
-        )
+    return frozenset({actor})
+
+
+def change(
+    history: Sequence[Change], enrollment: Enrollment, *, actor: str, at: datetime, revision: Revision | None
+) -> Change:
+    """The next change of an account's enrollment, if this actor may make it and the offer allows it."""
+    owners = check_owner(history, actor, "changes its enrollment") if history else _named(actor)
     if revision is not None and enrollment.sharing is not Sharing.DISABLED:
         if enrollment.plan in revision.excluded_plans:
             raise EnrollmentError(f"sharing: an account on the {enrollment.plan!r} plan cannot enable it")

@@ -4,7 +4,8 @@ GratisError
 ├── OfferError          an offer file is wrong: file, line, key, and what was expected
 ├── EnrollmentError     an enrollment, or a change of one, that may not be
 ├── RequestError        a request that cannot be decided: field, and what was expected
-│   └── Conflict        the id was decided with other content; carries the first decision
+│   ├── Conflict        the id was decided with other content; carries the first decision
+│   └── UsageError      a provider's answer that is not understood: which field, and what was expected
 ├── LedgerError         a ledger file that cannot be read: line, and what was expected
 └── StoreError          a store that cannot be used, or that would not be safe to use
     ├── NotExecuted     nothing was written; asking again is safe
@@ -18,7 +19,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gratis.model import Decision
+    from gratis.model import Decision, Hold
 
 
 class GratisError(Exception):
@@ -51,15 +52,23 @@ class RequestError(GratisError):
 
 
 class Conflict(RequestError):  # noqa: N818 - it is the word of the contract
-    """The id was decided before with other content; the first decision stands."""
+    """The id was decided, or is held, with other content; what was said first stands."""
 
-    def __init__(self, field: str, first: Decision) -> None:
+    def __init__(self, field: str, first: Decision | None, *, hold: Hold | None = None) -> None:
         self.first = first
-        super().__init__(
-            field,
-            f"request {first.request.id!r} of account {first.request.account!r} was decided before"
-            f" with {_said(field, getattr(first.request, field))}: {first.verdict}; that decision stands",
-        )
+        self.hold = hold
+        known = first or hold
+        assert known is not None, "a conflict is with something"
+        said = f"request {known.request.id!r} of account {known.request.account!r}"
+        value = _said(field, getattr(known.request, field))
+        if first is None:
+            super().__init__(field, f"{said} is held with {value}; that hold stands")
+        else:
+            super().__init__(field, f"{said} was decided before with {value}: {first.verdict}; that decision stands")
+
+
+class UsageError(RequestError):
+    """A provider's answer that is not understood; nothing was written."""
 
 
 def _said(field: str, value: object) -> str:

@@ -10,23 +10,30 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from gratis.errors import EnrollmentError, LedgerError, RequestError
 from gratis.model import (
     Change,
+    Correction,
     Counts,
     Decision,
     Durability,
     Enrollment,
     Entry,
+    Expiry,
+    Held,
+    Hold,
     Kind,
     Overage,
     Reason,
+    Remedy,
     Request,
     Terms,
     Unit,
     Window,
     check_name,
+    correction_id,
     kind_of,
     shown,
     stamp,
@@ -147,11 +154,14 @@ def decision_line(decision: Decision) -> dict[str, Any]:
 
 
 def decision_fields(decision: Decision) -> dict[str, Any]:
-    """The fields of the contract, in their order; `encode` writes times as `stamp` does, and faster."""
+    """The fields of the contract, in their order; `encode` writes times as `stamp` does, and faster.
+
+    Only of a request that was held there is a `hold`, only of a correction a `correction`.
+    """
     request, terms, window, used = decision.request, decision.terms, decision.window, decision.used
     is_judged = used is not None
-    return {
-        "id": request.id,
+    fields: dict[str, Any] = {
+        "id": decision.id,
         "account": request.account,
         "verdict": decision.verdict,
         "reason": decision.reason,
@@ -171,6 +181,11 @@ def decision_fields(decision: Decision) -> dict[str, Any]:
         "at": request.at,
         "replayed": decision.replayed,
     }
+    if decision.hold is not None:
+        fields["hold"] = hold_line(decision.hold)
+    if decision.correction is not None:
+        fields["correction"] = correction_line(decision.correction)
+    return fields
 
 
 def entry_line(entry: Entry) -> dict[str, Any]:
@@ -181,6 +196,7 @@ def entry_line(entry: Entry) -> dict[str, Any]:
         **({"shard": entry.shard} if entry.shard else {}),
         **decision_line(decision),
         **request_line(decision.request),
+        "id": decision.id,
         "enrollment": None if terms.enrollment is None else enrollment_line(terms.enrollment),
         "durability": decision.durability,
         "decided_at": stamp(entry.decided_at),
@@ -194,8 +210,13 @@ def entry_of(line: object) -> Entry:
         raise LedgerError(f"found {type(line).__name__}; expected a JSON object")
     try:
         start, end = line["window_start"], line["window_end"]
+        hold, correction = line.get("hold"), line.get("correction")
+        request, corrects = request_of(line), None
+        if correction is not None:
+            corrects = correction_of(correction, of=request.id)
+            request = replace(request, id=correction_id(corrects.of, corrects.number))
         decision = Decision(
-            request=request_of(line),
+            request=request,
             terms=terms_of(line["terms"], enrollment=line["enrollment"]),
             reason=Reason(line["reason"]),
             free_tokens=_number(line, "free_tokens"),
@@ -204,6 +225,8 @@ def entry_of(line: object) -> Entry:
             window=None if start is None else Window(instant("window_start", start), instant("window_end", end)),
             seq=_number(line, "seq"),
             durability=Durability(line["durability"]),
+            hold=None if hold is None else hold_of(hold),
+            correction=corrects,
         )
         place = _number(line, "entry")
         if place is None:
@@ -214,6 +237,120 @@ def entry_of(line: object) -> Entry:
         raise LedgerError(f"{error.args[0]}: missing; expected a line as `gratis ledger` prints it") from None
     except (RequestError, EnrollmentError, ValueError, TypeError) as error:
         raise LedgerError(str(error)) from None
+
+
+def hold_line(hold: Held) -> dict[str, Any]:
+    """What a decision says of the hold that it ended."""
+    return {"tokens_max": hold.tokens_max, "unmeasured": hold.is_unmeasured, **_window_line(hold.window)}
+
+
+def hold_of(line: object) -> Held:
+    """The same from its JSON."""
+    if type(line) is not dict:
+        raise LedgerError(f"hold: found {shown(line)}; expected a JSON object")
+    tokens_max, is_unmeasured = _number(line, "tokens_max"), line["unmeasured"]
+    if tokens_max is None or type(is_unmeasured) is not bool:
+        raise LedgerError(f"hold: found {shown(line)}; expected what `gratis ledger` prints there")
+    return Held(tokens_max, _window_of(line), is_unmeasured)
+
+
+def holding_line(hold: Hold) -> dict[str, Any]:
+    """A hold as its line: what it sets aside, until when, and whether it fits."""
+    terms = hold.terms
+    return {
+        "id": hold.id,
+        "account": hold.account,
+        "project": hold.request.project,
+        "model": hold.request.model,
+        "at": stamp(hold.at),
+        "kind": hold.request.kind,
+        "tools": list(hold.request.tools),
+        "tokens_max": hold.tokens_max,
+        "amount": hold.amount,
+        "fits": hold.fits,
+        "short": hold.short,
+        "reason": hold.reason,
+        "group": hold.group,
+        "allowance": terms.allowance if hold.used is not None else None,
+        "used": hold.used,
+        "held": hold.held,
+        **_window_line(hold.window),
+        "until": stamp(hold.until),
+        "on_expiry": hold.expiry,
+        "offer": terms.offer,
+        "revision": terms.revision,
+    }
+
+
+def kept_line(hold: Hold) -> dict[str, Any]:
+    """A hold as stores keep it: its line, and the terms on which it rests."""
+    enrollment = hold.terms.enrollment
+    return {
+        **holding_line(hold),
+        "terms": terms_line(hold.terms),
+        "enrollment": None if enrollment is None else enrollment_line(enrollment),
+    }
+
+
+def kept_of(line: Mapping[str, Any]) -> Hold:
+    """A hold from what is kept of it."""
+    return Hold(
+        request=Request(
+            id=line["id"],
+            model=line["model"],
+            at=instant("at", line["at"]),
+            input_tokens=line["tokens_max"],
+            output_tokens=0,
+            account=line["account"],
+            project=line["project"],
+            kind=kind_of(line["kind"]),
+            tools=tuple(line["tools"]),
+        ),
+        terms=terms_of(line["terms"], enrollment=line["enrollment"]),
+        tokens_max=line["tokens_max"],
+        amount=line["amount"],
+        reason=Reason(line["reason"]),
+        used=_number(line, "used"),
+        held=_number(line, "held"),
+        window=_window_of(line),
+        until=instant("until", line["until"]),
+        expiry=Expiry(line["on_expiry"]),
+    )
+
+
+def correction_line(correction: Correction) -> dict[str, Any]:
+    """What a correction says of itself; what it corrects is its line's id."""
+    return {
+        "number": correction.number,
+        "remedy": correction.remedy,
+        "returned": correction.returned,
+        **_window_line(correction.window),
+        "actor": correction.actor,
+        "why": correction.why,
+    }
+
+
+def correction_of(line: object, *, of: str) -> Correction:
+    """The same from its JSON."""
+    if type(line) is not dict:
+        raise LedgerError(f"correction: found {shown(line)}; expected a JSON object")
+    number, returned = _number(line, "number"), _number(line, "returned")
+    if not number or returned is None:
+        raise LedgerError(f"correction: found {shown(line)}; expected what `gratis ledger` prints there")
+    for field in ("actor", "why"):
+        if line[field] is not None:
+            check_name(field, line[field])
+    return Correction(of, number, Remedy(line["remedy"]), returned, _window_of(line), line["actor"], line["why"])
+
+
+def _window_line(window: Window | None) -> dict[str, Any]:
+    start, end = (None, None) if window is None else (stamp(window.start), stamp(window.end))
+    return {"window_start": start, "window_end": end}
+
+
+def _window_of(line: Mapping[str, Any]) -> Window | None:
+    start, end = line["window_start"], line["window_end"]
+    return None if start is None else Window(instant("window_start", start), instant("window_end", end))
 
 
 def enrollment_line(enrollment: Enrollment) -> dict[str, Any]:

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from gratis import clock as system
-from gratis.book import ROUNDS_MAX, Book, Explanation, Standing, partly, read
+from gratis import clock as system, flows
+from gratis.book import Book, Explanation, Standing
 from gratis.errors import NotExecuted, RequestError
 from gratis.ledger import Filter, select
-from gratis.model import check_name, utc
+from gratis.model import Expiry, check_name, shown, utc
 from gratis.offer import Offer
 from gratis.offers import DEFAULT_OFFER, load
-from gratis.stores import BATCH_MAX, Bounds, Status
+from gratis.stores import Bounds, Status
 from gratis.stores.gather import Gathered
 from gratis.stores.urls import DEFAULT_URL, open_store
 
@@ -26,19 +27,32 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from gratis.model import Change, Decision, Durability, Enrollment, Entry, Request
-    from gratis.stores import Cursor, Store
+    from gratis.flows import Ask, Flow
+    from gratis.model import Change, Decision, Durability, Enrollment, Entry, Hold, Request, Usage
+    from gratis.stores import Cursor, Receipt, Store
+    from gratis.thresholds import Threshold
+
+    T = TypeVar("T")
 
 PAGE = 1_000
-_OUTDATED = Status.OUTDATED
+HOLD_TIME = timedelta(minutes=10)
+HOLD_TIME_MAX = timedelta(days=1)
+_DECIDED = Status.DECIDED  # looked up once: in Python 3.11 naming a member of an enum is slow
 
 
 class Meter:
     """Decides requests of one offer over one store; safe for several threads."""
 
-    def __init__(self, store: Store, offer: Offer, *, assume: Enrollment | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        offer: Offer,
+        *,
+        assume: Enrollment | None = None,
+        on_threshold: Callable[[Threshold], None] | None = None,
+    ) -> None:
         self._store = store
-        self._book = Book(offer, assume)
+        self._book = Book(offer, assume, on_threshold)
 
     @classmethod
     def open(
@@ -49,14 +63,16 @@ class Meter:
         assume: Enrollment | None = None,
         bounds: Bounds | None = Bounds(),
         clock: Callable[[], datetime] = system.now,
+        on_threshold: Callable[[Threshold], None] | None = None,
     ) -> Self:
         """Open the store of a URL under an offer.
 
         `assume` is taken to be the enrollment of every account that is not enrolled. `bounds` say how far a
-        request's time may lie from the store's `clock`; None judges old data as it was.
+        request's time may lie from the store's `clock`; None judges old data as it was. `on_threshold` is called
+        once a group and window, by one process of all, at 50, 80, 95 and 100 % and at the first billed request.
         """
         known = _offer(offer)
-        return cls(open_store(url, clock=clock, bounds=bounds), known, assume=assume)
+        return cls(open_store(url, clock=clock, bounds=bounds), known, assume=assume, on_threshold=on_threshold)
 
     @property
     def offer(self) -> Offer:
@@ -75,49 +91,73 @@ class Meter:
 
     def decide(self, request: Request) -> Decision:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
-        (receipt,) = self._store.apply((self._book.charge(request),))
-        if receipt.status is _OUTDATED:
-            self._book.learn(request.account, receipt.change)
-            (answer,) = self.decide_many((request,))
-        else:
-            answer = read(request, receipt)
-        if isinstance(answer, RequestError):
-            raise answer
-        return answer
+        if self._book.on_threshold is None:
+            (receipt,) = self._store.apply((self._book.charge(request),))
+            if receipt.status is _DECIDED:
+                assert receipt.decision is not None, "a decided charge has its decision"
+                return receipt.decision
+            return self._run(flows.one(self._book, request), receipt)
+        return self._run(flows.one(self._book, request))
 
     def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
         """Decide requests, an account's as if one by one; one that cannot be decided has its error in its place."""
-        answers: list[Decision | RequestError] = []
-        has_written = False
-        for first in range(0, len(requests), BATCH_MAX):
-            flow = self._book.decisions(requests[first : first + BATCH_MAX])
-            charges = next(flow)
-            try:
-                while True:
-                    charges = flow.send(self._store.apply(charges))
-                    has_written = True
-            except StopIteration as end:
-                answers += end.value
-                has_written = True
-            except NotExecuted as error:
-                raise error if not has_written else partly(error) from error
-        return answers
+        return self._run(flows.decided(self._book, requests))
+
+    def hold(
+        self, request: Request, tokens_max: int, *, for_: timedelta = HOLD_TIME, on_expiry: str = Expiry.DECIDED
+    ) -> Hold:
+        """Set aside an upper bound on a request's tokens before it is sent, and say whether it fits.
+
+        A hold that is neither settled nor released in time is `decided` by its bound, or just `released`.
+        """
+        until = self._store.now() + _lasting(for_)
+        return self._run(flows.held(self._book, request, tokens_max, until=until, expiry=_expiry(on_expiry)))
+
+    def settle(self, hold: Hold, usage: Usage) -> Decision:
+        """Decide a held request by what it used, in the window that admitted it; without counts, by its bound.
+
+        Where the hold ran out of time before, this corrects what was assumed then.
+        """
+        return self._run(flows.settled(self._book, hold, usage))
+
+    def release(self, hold: Hold) -> Decision | None:
+        """Give a hold back: its request was not sent, or was refused.
+
+        Where the hold ran out of time before and its request was decided, that is corrected: the decision.
+        """
+        return self._run(flows.released(self._book, hold))
+
+    def extend(self, hold: Hold, *, for_: timedelta = HOLD_TIME) -> Hold:
+        """Have a hold run out so much later from now on."""
+        return self._run(flows.extended(self._book, hold, until=self._store.now() + _lasting(for_)))
+
+    def holds(self, account: str = "default") -> list[Hold]:
+        """Every hold of an account that was not ended, by the time at which it runs out."""
+        return self._store.holds(self.offer.name, account)
+
+    def expire(self, account: str = "default") -> list[Decision]:
+        """End the holds that ran out of time now, as the account's next request would: decisions by their bounds."""
+        return self._run(flows.expired(self._book, account, now=self._store.now()))
+
+    def void(self, request_id: str, *, actor: str, why: str, account: str = "default") -> Decision:
+        """Have a request count for nothing: a new entry that is linked to what was decided; only an owner may."""
+        return self._run(flows.corrected(self._book, account, request_id, None, actor=actor, why=why))
+
+    def adjust(self, request_id: str, usage: Usage, *, actor: str, why: str, account: str = "default") -> Decision:
+        """Have a request count for what it really used: a new entry, linked to the first; only an owner may."""
+        return self._run(flows.corrected(self._book, account, request_id, usage, actor=actor, why=why))
+
+    def decisions(self, request_id: str, *, account: str = "default") -> list[Decision]:
+        """All that was said of a request: its decision, then each correction; nothing if it was not decided."""
+        return self._run(flows.words_on(self._book, account, request_id))
 
     def explain(self, request: Request) -> Explanation:
-        """Say whether a request would be free now, and the largest size that still fits; writes nothing."""
-        for _ in range(ROUNDS_MAX):
-            charge = self._book.charge(request)
-            (receipt,) = self._store.apply([charge], dry=True)
-            if receipt.status is not _OUTDATED:
-                return self._book.explanation(charge, receipt)
-            self._book.learn(request.account, receipt.change)
-        raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times meanwhile")
+        """Say whether a request would be free now; if not, the largest size that is, and the groups that fit it."""
+        return self._run(flows.explained(self._book, request))
 
     def standing(self, account: str = "default", *, at: datetime | None = None) -> list[Standing]:
         """Say what an account has of each group's allowance, now or at an instant."""
-        when = self._store.now() if at is None else utc(at)
-        tallies = self._store.tallies(self.offer.name, account, at=when)
-        return self._book.standing(account, when, _latest(self.enrollments(account)), tallies)
+        return self._run(flows.standing(self._book, account, at=self._store.now() if at is None else utc(at)))
 
     def enroll(self, account: str, enrollment: Enrollment, *, actor: str) -> Change:
         """Enroll an account, or change its enrollment; only an owner may."""
@@ -151,6 +191,29 @@ class Meter:
         """Close the store."""
         self._store.close()
 
+    def _run(self, flow: Flow[T], *answers: Receipt) -> T:
+        """Drive a flow; an answer that is there already is that to its first question."""
+        written: list[list[Receipt]] = []
+        try:
+            ask = next(flow)
+            if answers:
+                ask = flow.send(list(answers))
+            while True:
+                answer = self._answer(ask, written)
+                ask = flow.send(answer)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+
+    def _answer(self, ask: Ask, written: list[list[Receipt]]) -> object:
+        try:
+            answer = getattr(self._store, ask.verb)(*ask.args, **ask.options)
+        except NotExecuted as error:
+            raise flows.partly(error, written) from error
+        if ask.verb == "apply":
+            written.append(answer)
+        return answer
+
     def __enter__(self) -> Self:
         return self
 
@@ -163,10 +226,17 @@ class Meter:
 class AsyncMeter:
     """`Meter` for asyncio: the same verbs, and the loop never waits for a disk."""
 
-    def __init__(self, store: Store, offer: Offer, *, assume: Enrollment | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        offer: Offer,
+        *,
+        assume: Enrollment | None = None,
+        on_threshold: Callable[[Threshold], None] | None = None,
+    ) -> None:
         self._gathered = Gathered(store)
         self._store = store
-        self._book = Book(offer, assume)
+        self._book = Book(offer, assume, on_threshold)
 
     @classmethod
     def open(
@@ -177,12 +247,13 @@ class AsyncMeter:
         assume: Enrollment | None = None,
         bounds: Bounds | None = Bounds(),
         clock: Callable[[], datetime] = system.now,
+        on_threshold: Callable[[Threshold], None] | None = None,
     ) -> _Opening:
         """Open the store of a URL under an offer, by `async with`; what it takes is as in `Meter.open`."""
 
         def opened() -> AsyncMeter:
             known = _offer(offer)
-            return cls(open_store(url, clock=clock, bounds=bounds), known, assume=assume)
+            return cls(open_store(url, clock=clock, bounds=bounds), known, assume=assume, on_threshold=on_threshold)
 
         return _Opening(opened)
 
@@ -203,49 +274,75 @@ class AsyncMeter:
 
     async def decide(self, request: Request) -> Decision:
         """Decide a request, once: the same request asked again has the same decision, marked replayed."""
-        (receipt,) = await self._gathered.apply((self._book.charge(request),))
-        if receipt.status is _OUTDATED:
-            self._book.learn(request.account, receipt.change)
-            (answer,) = await self.decide_many((request,))
-        else:
-            answer = read(request, receipt)
-        if isinstance(answer, RequestError):
-            raise answer
-        return answer
+        if self._book.on_threshold is None:
+            (receipt,) = await self._gathered.apply((self._book.charge(request),))
+            if receipt.status is _DECIDED:
+                assert receipt.decision is not None, "a decided charge has its decision"
+                return receipt.decision
+            return await self._run(flows.one(self._book, request), receipt)
+        return await self._run(flows.one(self._book, request))
 
     async def decide_many(self, requests: Sequence[Request]) -> list[Decision | RequestError]:
         """Decide requests, an account's as if one by one; one that cannot be decided has its error in its place."""
-        answers: list[Decision | RequestError] = []
-        has_written = False
-        for first in range(0, len(requests), BATCH_MAX):
-            flow = self._book.decisions(requests[first : first + BATCH_MAX])
-            charges = next(flow)
-            try:
-                while True:
-                    charges = flow.send(await self._gathered.apply(charges))
-                    has_written = True
-            except StopIteration as end:
-                answers += end.value
-                has_written = True
-            except NotExecuted as error:
-                raise error if not has_written else partly(error) from error
-        return answers
+        return await self._run(flows.decided(self._book, requests))
+
+    async def hold(
+        self, request: Request, tokens_max: int, *, for_: timedelta = HOLD_TIME, on_expiry: str = Expiry.DECIDED
+    ) -> Hold:
+        """Set aside an upper bound on a request's tokens before it is sent, and say whether it fits.
+
+        A hold that is neither settled nor released in time is `decided` by its bound, or just `released`.
+        """
+        until = self._store.now() + _lasting(for_)
+        return await self._run(flows.held(self._book, request, tokens_max, until=until, expiry=_expiry(on_expiry)))
+
+    async def settle(self, hold: Hold, usage: Usage) -> Decision:
+        """Decide a held request by what it used, in the window that admitted it; without counts, by its bound.
+
+        Where the hold ran out of time before, this corrects what was assumed then.
+        """
+        return await self._run(flows.settled(self._book, hold, usage))
+
+    async def release(self, hold: Hold) -> Decision | None:
+        """Give a hold back: its request was not sent, or was refused.
+
+        Where the hold ran out of time before and its request was decided, that is corrected: the decision.
+        """
+        return await self._run(flows.released(self._book, hold))
+
+    async def extend(self, hold: Hold, *, for_: timedelta = HOLD_TIME) -> Hold:
+        """Have a hold run out so much later from now on."""
+        return await self._run(flows.extended(self._book, hold, until=self._store.now() + _lasting(for_)))
+
+    async def holds(self, account: str = "default") -> list[Hold]:
+        """Every hold of an account that was not ended, by the time at which it runs out."""
+        return await self._gathered.run(self._store.holds, self.offer.name, account)
+
+    async def expire(self, account: str = "default") -> list[Decision]:
+        """End the holds that ran out of time now, as the account's next request would: decisions by their bounds."""
+        return await self._run(flows.expired(self._book, account, now=self._store.now()))
+
+    async def void(self, request_id: str, *, actor: str, why: str, account: str = "default") -> Decision:
+        """Have a request count for nothing: a new entry that is linked to what was decided; only an owner may."""
+        return await self._run(flows.corrected(self._book, account, request_id, None, actor=actor, why=why))
+
+    async def adjust(
+        self, request_id: str, usage: Usage, *, actor: str, why: str, account: str = "default"
+    ) -> Decision:
+        """Have a request count for what it really used: a new entry, linked to the first; only an owner may."""
+        return await self._run(flows.corrected(self._book, account, request_id, usage, actor=actor, why=why))
+
+    async def decisions(self, request_id: str, *, account: str = "default") -> list[Decision]:
+        """All that was said of a request: its decision, then each correction; nothing if it was not decided."""
+        return await self._run(flows.words_on(self._book, account, request_id))
 
     async def explain(self, request: Request) -> Explanation:
-        """Say whether a request would be free now, and the largest size that still fits; writes nothing."""
-        for _ in range(ROUNDS_MAX):
-            charge = self._book.charge(request)
-            (receipt,) = await self._gathered.run(self._store.apply, [charge], dry=True)
-            if receipt.status is not _OUTDATED:
-                return self._book.explanation(charge, receipt)
-            self._book.learn(request.account, receipt.change)
-        raise NotExecuted(f"the enrollment changed {ROUNDS_MAX} times meanwhile")
+        """Say whether a request would be free now; if not, the largest size that is, and the groups that fit it."""
+        return await self._run(flows.explained(self._book, request))
 
     async def standing(self, account: str = "default", *, at: datetime | None = None) -> list[Standing]:
         """Say what an account has of each group's allowance, now or at an instant."""
-        when = self._store.now() if at is None else utc(at)
-        tallies = await self._gathered.run(self._store.tallies, self.offer.name, account, at=when)
-        return self._book.standing(account, when, _latest(await self.enrollments(account)), tallies)
+        return await self._run(flows.standing(self._book, account, at=self._store.now() if at is None else utc(at)))
 
     async def enroll(self, account: str, enrollment: Enrollment, *, actor: str) -> Change:
         """Enroll an account, or change its enrollment; only an owner may."""
@@ -284,6 +381,33 @@ class AsyncMeter:
         """Let what is under way end, then close the store."""
         await self._gathered.close()
 
+    async def _run(self, flow: Flow[T], *answers: Receipt) -> T:
+        """Drive a flow; an answer that is there already is that to its first question."""
+        written: list[list[Receipt]] = []
+        try:
+            ask = next(flow)
+            if answers:
+                ask = flow.send(list(answers))
+            while True:
+                answer = await self._answer(ask, written)
+                ask = flow.send(answer)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+
+    async def _answer(self, ask: Ask, written: list[list[Receipt]]) -> object:
+        try:
+            if ask.verb != "apply":
+                return await self._gathered.run(getattr(self._store, ask.verb), *ask.args, **ask.options)
+            if ask.options:
+                answer = await self._gathered.run(self._store.apply, *ask.args, **ask.options)
+            else:
+                answer = await self._gathered.apply(*ask.args)
+        except NotExecuted as error:
+            raise flows.partly(error, written) from error
+        written.append(answer)
+        return answer
+
 
 class _Opening:
     """An `AsyncMeter` that `async with` opens away from the loop, and closes."""
@@ -307,5 +431,15 @@ def _offer(offer: str | Path | Offer) -> Offer:
     return offer if isinstance(offer, Offer) else load(offer)
 
 
-def _latest(changes: Sequence[Change]) -> Change | None:
-    return changes[-1] if changes else None
+def _lasting(span: Any) -> timedelta:
+    if not isinstance(span, timedelta) or not timedelta() < span <= HOLD_TIME_MAX:
+        raise RequestError("for_", f"found {shown(span)}; expected a time of more than 0 and at most {HOLD_TIME_MAX}")
+    return span
+
+
+def _expiry(word: str) -> Expiry:
+    try:
+        return Expiry(word)
+    except ValueError:
+        expected = ", ".join(Expiry)
+        raise RequestError("on_expiry", f"found {shown(word)}; expected one of {expected}") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum, unique
+from hashlib import blake2b
 from typing import Any
 
 from msgspec import Struct
@@ -117,6 +118,24 @@ class Durability(StrEnum):
     REPLICATED = "replicated"
 
 
+@unique
+class Expiry(StrEnum):
+    """What becomes of a hold that runs out of time: the request is decided by its bound, or given back."""
+
+    DECIDED = "decided"
+    RELEASED = "released"
+
+
+@unique
+class Remedy(StrEnum):
+    """What a correction does: an owner voids or adjusts, a settle or a release comes after its hold ran out."""
+
+    VOIDED = "voided"
+    ADJUSTED = "adjusted"
+    SETTLED = "settled"
+    RELEASED = "released"
+
+
 KINDS = {kind.value: kind for kind in Kind}
 
 # Looked up once: in Python 3.11 naming a member of an enum is slow.
@@ -173,6 +192,23 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
         if self.output_tokens is None:
             return self.input_tokens if self.kind is Kind.EMBEDDING else None
         return self.input_tokens + self.output_tokens
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What a provider said of a request, as far as it said it: counts that are absent stay None, never 0.
+
+    `model` is the one that answered, `tools` the kinds of tool that were used, `id` and `at` the provider's own.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int = 0
+    model: str | None = None
+    project: str | None = None
+    kind: Kind | None = None
+    tools: tuple[str, ...] = ()
+    id: str | None = None
+    at: datetime | None = None
 
 
 class Window(Struct, frozen=True, gc=False):
@@ -251,6 +287,33 @@ class Terms(Struct, frozen=True, gc=False):
     window: str = ""
 
 
+class Held(Struct, frozen=True, gc=False):
+    """That a decision ends a hold: its bound, the window that admitted it, and whether it is decided by its bound.
+
+    So is one that ran out of time, or whose usage nobody could read: what it really used is unmeasured.
+    """
+
+    tokens_max: int
+    window: Window | None = None
+    is_unmeasured: bool = False
+
+
+class Correction(Struct, frozen=True, gc=False):
+    """That a decision corrects what was said before of the request `of`, as the `number`th one to do so.
+
+    First what was said before gives back what it took of the window, `returned`; then the request is judged anew.
+    Its decision's request has an id of its own, by which it too is decided once: `correction_id`.
+    """
+
+    of: str
+    number: int
+    remedy: Remedy
+    returned: int
+    window: Window | None = None
+    actor: str | None = None
+    why: str | None = None
+
+
 class Decision(Struct, frozen=True, gc=False):
     """The verdict on one request, with its reason, window and totals.
 
@@ -268,6 +331,8 @@ class Decision(Struct, frozen=True, gc=False):
     seq: int | None
     durability: Durability
     replayed: bool = False
+    hold: Held | None = None
+    correction: Correction | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -285,9 +350,14 @@ class Decision(Struct, frozen=True, gc=False):
         return self.used is not None
 
     @property
+    def is_unmeasured(self) -> bool:
+        """Whether its tokens are the bound of a hold, not what was used."""
+        return self.hold is not None and self.hold.is_unmeasured
+
+    @property
     def id(self) -> str:
-        """The request's id."""
-        return self.request.id
+        """The request's id; of a correction, the id of the request that it is about."""
+        return self.request.id if self.correction is None else self.correction.of
 
     @property
     def account(self) -> str:
@@ -348,6 +418,65 @@ class Decision(Struct, frozen=True, gc=False):
         return None if self.window is None else self.window.end
 
 
+class Hold(Struct, frozen=True, gc=False, kw_only=True):
+    """Tokens set aside before a request is sent: an upper bound, until it is settled, released, or out of time.
+
+    It fits if its bound does beside what is used and what other holds set aside. One that does not fit sets nothing
+    aside; its request may still be sent, and is judged when it is settled. `window` is the one that admitted it; None
+    where none was open. With a `decision` the request was decided before, and nothing is held.
+    """
+
+    request: Request
+    terms: Terms
+    tokens_max: int
+    amount: int
+    reason: Reason
+    used: int | None
+    held: int | None
+    window: Window | None
+    until: datetime
+    expiry: Expiry = Expiry.DECIDED
+    decision: Decision | None = None
+    replayed: bool = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether its bound was set aside."""
+        return self.decision is None and self.reason is _WITHIN
+
+    @property
+    def aside(self) -> int:
+        """What it set aside, in the unit of its group."""
+        return self.amount if self.reason is _WITHIN else 0
+
+    @property
+    def short(self) -> int | None:
+        """By how much it does not fit; 0 if it does, None where no allowance covers the request."""
+        if self.used is None or self.held is None:
+            return None
+        return max(0, self.amount - (self.terms.allowance - self.used - self.held))
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def account(self) -> str:
+        """Who owns the allowance."""
+        return self.request.account
+
+    @property
+    def at(self) -> datetime:
+        """The request's own time."""
+        return self.request.at
+
+    @property
+    def group(self) -> str | None:
+        """The models that share the allowance."""
+        return self.terms.group if self.used is not None else None
+
+
 class Entry(Struct, frozen=True, gc=False):
     """One line of the ledger: the decision, its place among all decisions of its shard, and when it was made."""
 
@@ -391,6 +520,14 @@ def micros(instant: datetime) -> int:
 def from_micros(since: int) -> datetime:
     """The instant so many microseconds after 1970-01-01T00:00Z."""
     return EPOCH + timedelta(microseconds=since)
+
+
+def correction_id(of: str, number: int) -> str:
+    """The id under which the `number`th correction of a request is decided."""
+    name = f"{of}~{number}"
+    if len(name.encode()) <= NAME_BYTES_MAX:
+        return name
+    return f"{blake2b(of.encode(), digest_size=32).hexdigest()}~{number}"
 
 
 def check_name(field: str, value: object) -> None:

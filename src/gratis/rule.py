@@ -14,8 +14,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from gratis.model import Counts, Decision, Durability, Overage, Reason, Request, Terms, Unit, Window
+from gratis.model import (
+    Correction,
+    Counts,
+    Decision,
+    Durability,
+    Expiry,
+    Held,
+    Hold,
+    Overage,
+    Reason,
+    Request,
+    Terms,
+    Unit,
+    Window,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,11 +40,29 @@ _WITHIN, _OVER = Reason.WITHIN_ALLOWANCE, Reason.OVER_ALLOWANCE
 _ALL, _EXCESS, _TOKENS = Counts.ALL, Overage.EXCESS, Unit.TOKENS
 
 
+class Holding(Struct, frozen=True, gc=False):
+    """That a charge is not to be decided but held: until when, and what becomes of it then."""
+
+    until: datetime
+    expiry: Expiry
+
+
+class Overdue(Struct, frozen=True, gc=False):
+    """That a charge decides a held request by its bound because its hold ran out of time, if it still has."""
+
+    tokens_max: int
+    window: Window | None
+
+
+Step = Holding | Overdue | Held | Correction
+
+
 class Charge(Struct, frozen=True, gc=False):
     """What a store is asked to apply, once.
 
     `amount` is what the request would take of its allowance. `window` is the one in which it falls; with `rolls`
-    it is the one that it would open, were none open. `version` is that of the enrollment it rests on.
+    it is the one that it would open, were none open. `version` is that of the enrollment it rests on. Most charges
+    are just decided; a `step` says that one is held, ends a hold, or corrects what was decided.
     """
 
     request: Request
@@ -38,6 +71,12 @@ class Charge(Struct, frozen=True, gc=False):
     amount: int
     window: Window | None
     rolls: bool
+    step: Step | None = None
+
+    @property
+    def pin(self) -> Window | None:
+        """The window in which it is judged whatever is open by now: that of its hold, or of what it corrects."""
+        return None if self.step is None or isinstance(self.step, Holding) else self.step.window
 
 
 class Tally(Struct, frozen=True, gc=False):
@@ -67,6 +106,44 @@ def used_after(amount: int, *, free: int, used: int, counts: Counts) -> int:
     return used + (amount if counts is _ALL else free)
 
 
+def admit(charge: Charge, tally: Tally | None, *, held: int, kept_since: datetime | None = None) -> Hold:
+    """What a hold says of its charge, given the tally of its window and what other holds set aside of it.
+
+    It fits if it would be free beside all of them: so holds alone never set aside more than an allowance has.
+    """
+    step, terms, request = charge.step, charge.terms, charge.request
+    assert type(step) is Holding, "who asks for a hold says until when"
+    tokens, used, window = request.tokens, None, None
+    assert tokens is not None, "a hold has a bound"
+    decision, _ = decide(charge, tally, kept_since=kept_since)
+    reason = decision.reason
+    if decision.total is not None:
+        used = decision.total - charge.amount
+        reason = _WITHIN if is_free(charge.amount, allowance=terms.allowance, used=used + held) else _OVER
+        window = charge.window
+        if charge.rolls:
+            window = tally.window if tally is not None and request.at < tally.window.end else None
+    return Hold(
+        request=request,
+        terms=terms,
+        tokens_max=tokens,
+        amount=charge.amount,
+        reason=reason,
+        used=used,
+        held=None if used is None else held,
+        window=window,
+        until=step.until,
+        expiry=step.expiry,
+    )
+
+
+def contribution(decision: Decision, amount: int) -> int:
+    """What a decision added to what is used in its window, where its request would take so much."""
+    if decision.used is None or decision.total is None:
+        return 0
+    return decision.used - (decision.total - amount)
+
+
 def decide(
     charge: Charge,
     tally: Tally | None,
@@ -93,14 +170,19 @@ def decide(
 
     amount, allowance = charge.amount, terms.allowance
     used, seq = (0, 0) if tally is None else (tally.used, tally.seq)
+    step = charge.step
+    if step is not None and type(step) is Correction:
+        used -= step.returned
     fits = is_free(amount, allowance=allowance, used=used)
     free = amount if fits else free_part(amount, allowance=allowance, used=used, overage=terms.overage)
     reason, total = (_WITHIN if fits else _OVER), used + amount
     tokens = free_tokens(charge, free=free, fits=fits)
     if charge.rolls and tally is None and not fits and tokens == 0:
-        return Decision(request, terms, reason, tokens, used, total, None, None, durability), None
-    after = Tally(window, used_after(amount, free=free, used=used, counts=terms.counts), seq + 1)
-    return Decision(request, terms, reason, tokens, after.used, total, window, after.seq, durability), after
+        decision, after = Decision(request, terms, reason, tokens, used, total, None, None, durability), None
+    else:
+        after = Tally(window, used_after(amount, free=free, used=used, counts=terms.counts), seq + 1)
+        decision = Decision(request, terms, reason, tokens, after.used, total, window, after.seq, durability)
+    return (decision if step is None else _marked(decision, step)), after
 
 
 def free_tokens(charge: Charge, *, free: int, fits: bool) -> int | None:
@@ -117,6 +199,16 @@ def free_tokens(charge: Charge, *, free: int, fits: bool) -> int | None:
     return tokens - (charge.amount - free)
 
 
+def _marked(decision: Decision, step: Step) -> Decision:
+    """A decision that says what it ends or corrects."""
+    if type(step) is Held:
+        return replace(decision, hold=step)
+    if type(step) is Overdue:
+        return replace(decision, hold=Held(step.tokens_max, step.window, is_unmeasured=True))
+    return replace(decision, correction=step) if type(step) is Correction else decision
+
+
 def _excluded(charge: Charge, reason: Reason, durability: Durability) -> Decision:
     """A request that is weighed against no allowance: billed whole, in no window."""
-    return Decision(charge.request, charge.terms, reason, 0, None, None, None, None, durability)
+    decision = Decision(charge.request, charge.terms, reason, 0, None, None, None, None, durability)
+    return decision if charge.step is None else _marked(decision, charge.step)

@@ -10,12 +10,13 @@ from enum import StrEnum, unique
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gratis.audit.replay import TallyKey, tally_key
 from gratis.audit.seen import Seen
-from gratis.book import Cases
-from gratis.lines import decision_line
-from gratis.model import Reason
+from gratis.book import Cases, corrects
+from gratis.lines import correction_line, decision_line
+from gratis.model import Correction, Reason, Remedy, correction_id
 from gratis.rule import Tally, decide
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from gratis.model import Counts, Decision, Enrollment, Entry, Overage, Terms
     from gratis.offer import Offer
+    from gratis.rule import Charge
 
 ENROLLMENTS_MAX = 10_000
 TIMES = ("window_start", "window_end", "at")
@@ -45,6 +47,7 @@ class FindingKind(StrEnum):
     SEQ_REPEATED = "seq_repeated"
     WRONG_WINDOW = "wrong_window"
     WRONG_TOTALS = "wrong_totals"
+    WRONG_CORRECTION = "wrong_correction"
     COUNTER_DIFFERS = "counter_differs"
 
 
@@ -136,8 +139,8 @@ class Audit:
             yield _finding(kind, entry, "entry", entry.entry, last + 1)
         self._entry[entry.shard] = entry.entry
         seen = self._seen.setdefault(decision.offer, Seen())
-        if seen.get(decision.account, decision.id) is not None:
-            yield _finding(FindingKind.DECIDED_TWICE, entry, "id", decision.id, "an id not decided before")
+        if seen.get(decision.account, decision.request.id) is not None:
+            yield _finding(FindingKind.DECIDED_TWICE, entry, "id", decision.request.id, "an id not decided before")
         else:
             seen.put(decision)
         cases = self._cases_of(decision.terms)
@@ -168,15 +171,22 @@ class Audit:
             self._enrollments.clear()
             self._cases.clear()
         version = self._enrollments.setdefault(terms.enrollment, len(self._enrollments))
-        charge = cases.charge(found.request, terms.enrollment, version)
+        if found.correction is None:
+            charge = cases.charge(found.request, terms.enrollment, version, found.hold)
+            if found.is_unmeasured and found.hold is not None and found.tokens != found.hold.tokens_max:
+                yield _finding(FindingKind.WRONG_TOTALS, entry, "tokens", found.tokens, found.hold.tokens_max)
+        else:
+            charge = self._corrects(entry, cases, found.correction)
+            yield from _wrong_correction(entry, charge)
         for field in terms.__struct_fields__:
             ours, theirs = getattr(charge.terms, field), getattr(terms, field)
             if ours != theirs:
                 yield _finding(FindingKind.WRONG_TERMS, entry, field, theirs, ours)
-        before = self._tallies.get(tally_key(charge))
+        before = self._before(charge)
         if before is None and self._is_cut and found.window and found.total is not None and found.seq:
             # Of a window whose first decisions were trimmed, the first that is left says how it was before.
-            before = Tally(found.window, found.total - charge.amount, found.seq - 1) if found.seq > 1 else None
+            used = found.total - charge.amount + (found.correction.returned if found.correction else 0)
+            before = Tally(found.window, used, found.seq - 1) if found.seq > 1 else None
         # Whether a window was still kept is the store's to know; the fold only asks whether it had ended.
         kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
         expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)
@@ -186,10 +196,43 @@ class Audit:
             # Under what the entry itself says, so that a wrong one is not a finding in another window, too.
             tally = Tally(window, found.used, found.seq)
             start = None if terms.window.startswith("rolling ") else window.start
-            self._tallies[found.offer, found.account, terms.group, terms.window, start] = tally
+            key = (found.offer, found.account, terms.group, terms.window, start)
+            if key not in self._tallies or self._tallies[key].window.start <= window.start:
+                self._tallies[key] = tally  # not of one that was judged in a window before the last one
             self._last[found.offer, found.account, terms.group or "", terms.window, window.start] = tally
         elif after is not None:
             self._tallies[tally_key(charge)] = after
+
+    def _before(self, charge: Charge) -> Tally | None:
+        """The tally of a charge's window, or where windows roll that of the window which it is pinned to."""
+        pin, terms = charge.pin, charge.terms
+        if charge.rolls and pin is not None:
+            place = (terms.offer, charge.request.account, terms.group or "", terms.window, pin.start)
+            if place in self._last:
+                return self._last[place]
+        return self._tallies.get(tally_key(charge))
+
+    def _corrects(self, entry: Entry, cases: Cases, correction: Correction) -> Charge:
+        """The charge that a correction must have been; of what was trimmed, the correction itself is believed."""
+        found, seen = entry.decision, self._seen[entry.decision.offer]
+        first = seen.get(found.account, correction.of)
+        latest = first
+        if correction.number > 1:
+            latest = seen.get(found.account, correction_id(correction.of, correction.number - 1))
+        if first is None or latest is None:
+            step = correction if self._is_cut else replace(correction, of="", window=None)
+            return cases.charge(found.request, found.terms.enrollment, -1, step)
+        request = replace(found.request, id=correction.of)
+        return corrects(
+            cases.offer,
+            first,
+            latest,
+            request,
+            correction.remedy,
+            number=correction.number,
+            actor=correction.actor,
+            why=correction.why,
+        )
 
 
 MISPRINTS = {
@@ -203,6 +246,25 @@ MISPRINTS = {
     "offer": FindingKind.WRONG_TERMS,
     "revision": FindingKind.WRONG_TERMS,
 }
+
+
+OWNERS = frozenset({Remedy.VOIDED, Remedy.ADJUSTED})
+
+
+def _wrong_correction(entry: Entry, charge: Charge) -> Iterator[Finding]:
+    """What a correction says of itself that does not follow from what it corrects."""
+    found, expected = entry.decision.correction, charge.step
+    assert found is not None, "the entry is a correction"
+    assert isinstance(expected, Correction), "its charge is one"
+    if not expected.of:
+        yield _finding(FindingKind.WRONG_CORRECTION, entry, "id", found.of, "a request that was decided before")
+        return
+    if (found.actor is not None) is not (found.remedy in OWNERS and found.why is not None):
+        yield _finding(FindingKind.WRONG_CORRECTION, entry, "actor", found.actor, "an owner who says why, or nobody")
+    ours, theirs = correction_line(expected), correction_line(found)
+    for field in ("returned", "window_start", "window_end"):
+        if ours[field] != theirs[field]:
+            yield _finding(FindingKind.WRONG_CORRECTION, entry, field, theirs[field], ours[field])
 
 
 def _misprints(printed: Printed) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from gratis.model import Decision, Durability, Reason, Request, Terms, Window
+from gratis.model import Correction, Decision, Durability, Held, Reason, Request, Terms, Window
 
 HELD_MAX = 50_000
 FILTER_BITS = 1 << 27
@@ -33,6 +33,8 @@ class _Kept(Struct, array_like=True, frozen=True):
     total: int | None
     window: Window | None
     seq: int | None
+    hold: Held | None
+    correction: Correction | None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -63,7 +65,7 @@ class Seen:
                 return None
         row = self._file.execute("SELECT value FROM seen WHERE mixed = ?", (mixed,)).fetchone()
         found = None if row is None else self._decision(row[0])
-        if found is not None and (found.account, found.id) == key:
+        if found is not None and (found.account, found.request.id) == key:
             return found
         return self._collided.get(key)
 
@@ -120,6 +122,8 @@ class Seen:
                 decision.total,
                 decision.window,
                 decision.seq,
+                decision.hold,
+                decision.correction,
             )
         )
 
@@ -135,4 +139,6 @@ class Seen:
             kept.window,
             kept.seq,
             Durability.VOLATILE,
+            hold=kept.hold,
+            correction=kept.correction,
         )

@@ -50,6 +50,8 @@ def _standing_line(row: Standing) -> dict[str, Any]:
         "allowance": row.allowance,
         "used": row.used,
         "remaining": row.remaining,
+        "held": row.held,
+        "available": row.available,
         "reason": row.reason,
         "window_start": None if row.window is None else stamp(row.window.start),
         "window_end": None if row.window is None else stamp(row.window.end),
@@ -65,7 +67,7 @@ def _standing_table(name: str, found: list[Standing]) -> str:
             number(row.used),
             number(row.allowance),
             bar(row.remaining, row.allowance),
-            f"{number(row.remaining)} {row.unit} left" if row.reason is None else row.reason,
+            _left(row),
             when(None if row.window is None else row.window.end),
         ]
         for row in found
@@ -74,6 +76,13 @@ def _standing_table(name: str, found: list[Standing]) -> str:
     title = paint(f"{safe(name)} under {found[0].offer}, revision of {found[0].revision}", "bold")
     head = ["group", "used", "allowance", "left", "", "until"]
     return f"{title}\n{table(head, rows, right=['used', 'allowance'], colors=colors)}\n"
+
+
+def _left(row: Standing) -> str:
+    if row.reason is not None:
+        return row.reason
+    held = f", {number(row.held)} held" if row.held else ""
+    return f"{number(row.remaining)} {row.unit} left{held}"
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -109,6 +118,9 @@ def _explanation_line(found: Explanation) -> dict[str, Any]:
         "reason": decision.reason,
         "tokens": decision.tokens,
         "fits": found.fits,
+        "held": found.held,
+        "available": found.available,
+        "elsewhere": list(found.elsewhere),
         "unit": found.unit,
         "group": decision.group,
         "allowance": decision.allowance,
@@ -119,15 +131,19 @@ def _explanation_line(found: Explanation) -> dict[str, Any]:
 def _explanation_text(found: Explanation) -> str:
     decision = found.decision
     if not decision.is_judged:
-        return paint("billed", "red") + f": {decision.reason}; no allowance covers this request"
-    until = "" if decision.window_end is None else f" until {when(decision.window_end)}"
+        elsewhere = "".join(f"; group {name} would take it" for name in found.elsewhere)
+        return paint("billed", "red") + f": {decision.reason}; no allowance covers this request{elsewhere}"
+    until = "" if found.window_end is None else f" until {when(found.window_end)}"
     if found.fits is None:
         left = f"nothing of group {decision.group} fits{until}"
     else:
         left = f"{number(found.fits)} {found.unit} of group {decision.group} still fit{until}"
+    if found.held:
+        left += f", {number(found.held)} of them held"
     if decision.is_free:
         return paint("free", "green") + f": {decision.reason}; {left}"
-    return paint("billed", "red") + f": {decision.reason}; {left}"
+    elsewhere = "".join(f"; group {name} would take it" for name in found.elsewhere)
+    return paint("billed", "red") + f": {decision.reason}; {left}{elsewhere}"
 
 
 def enroll(arguments: argparse.Namespace) -> int:
@@ -138,7 +154,7 @@ def enroll(arguments: argparse.Namespace) -> int:
         else:
             history = meter.enrollments(arguments.account)
             enrollment = _changed(arguments, history[-1].enrollment if history else None)
-            actor = _user() if arguments.by is None else arguments.by
+            actor = user() if arguments.by is None else arguments.by
             changes = [meter.enroll(arguments.account, enrollment, actor=actor)]
         name = meter.offer.name
     if is_table(arguments.format):
@@ -148,7 +164,7 @@ def enroll(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _user() -> str:
+def user() -> str:
     """Who is at the keyboard, as far as the system knows."""
     try:
         return getpass.getuser()

@@ -7,10 +7,10 @@ import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from gratis.cli import accounts, decisions, demo, ledgers, offering
+from gratis.cli import accounts, decisions, demo, holding, ledgers, offering
 from gratis.errors import RequestError
 from gratis.lines import instant
-from gratis.model import TIER_MAX, Counts, Kind, Overage, Sharing
+from gratis.model import TIER_MAX, Counts, Expiry, Kind, Overage, Sharing
 from gratis.offers import DEFAULT_OFFER
 from gratis.stores.urls import DEFAULT_URL
 
@@ -38,6 +38,10 @@ def parser() -> argparse.ArgumentParser:
     _replay(commands)
     _standing(commands)
     _explain(commands)
+    _hold(commands)
+    _settle(commands)
+    _holds(commands)
+    _correct(commands)
     _enroll(commands)
     _offers(commands)
     _ledger(commands)
@@ -64,6 +68,11 @@ def _decide(commands: Commands) -> None:
     _store(command)
     _offer(command)
     _assumed(command)
+    command.add_argument(
+        "--thresholds",
+        action="store_true",
+        help="say on stderr when 50, 80, 95 and 100 %% of a group are used, and at the first billed request",
+    )
     command.add_argument(
         "--no-bounds", action="store_true", help="judge old data as it was: nothing is too late or ahead of the clock"
     )
@@ -110,6 +119,70 @@ def _explain(commands: Commands) -> None:
     command.add_argument("--tool", action="append", default=[], help="a kind of tool that it uses; may be repeated")
     command.add_argument("--at", type=_instant, metavar="TIME", help="the request's time (default: now)")
     _format(command)
+
+
+def _hold(commands: Commands) -> None:
+    command = _command(commands, "hold", holding.hold, "set tokens aside before a request is sent, if they fit")
+    _request_id(command)
+    command.add_argument("--model", required=True, help="the model's exact id")
+    command.add_argument(
+        "--tokens-max", type=_count, required=True, metavar="N", help="input and output together, at most"
+    )
+    command.add_argument("--project", help="the request's project")
+    command.add_argument("--kind", choices=[*map(str, Kind)], default=Kind.COMPLETION.value)
+    command.add_argument("--tool", action="append", default=[], help="a kind of tool that it uses; may be repeated")
+    command.add_argument("--at", type=_instant, metavar="TIME", help="the request's time (default: now)")
+    command.add_argument("--for", dest="last", type=_day_seconds, default=600.0, metavar="SECONDS", help="default: 600")
+    command.add_argument(
+        "--on-expiry",
+        choices=[*map(str, Expiry)],
+        default=Expiry.DECIDED.value,
+        help="what becomes of it when it runs out of time: decided by its bound (default), or just released",
+    )
+
+
+def _settle(commands: Commands) -> None:
+    command = _command(commands, "settle", holding.settle, "decide a held request by what it used")
+    _request_id(command)
+    _used(command)
+    command.add_argument("--model", help="the model that answered, if the provider says another")
+    command.add_argument("--tool", action="append", default=[], help="a kind of tool that it used; may be repeated")
+    command = _command(commands, "release", holding.release, "give back what a hold set aside")
+    _request_id(command)
+
+
+def _holds(commands: Commands) -> None:
+    command = _command(commands, "holds", holding.holds, "what is held, and until when")
+    _store(command)
+    _offer(command)
+    _assumed(command)
+    command.add_argument("--account", help="only this account")
+    command.add_argument("--expire", action="store_true", help="end those that ran out of time: print their decisions")
+    _format(command)
+
+
+def _correct(commands: Commands) -> None:
+    command = _command(commands, "correct", holding.correct, "correct a decision by a new one that is linked to it")
+    _request_id(command)
+    command.add_argument("--void", action="store_true", help="the request is to count for nothing")
+    _used(command)
+    command.add_argument("--why", required=True, metavar="TEXT", help="what is wrong with the first one")
+    command.add_argument("--by", metavar="NAME", help="who corrects it: an owner (default: your user name)")
+
+
+def _request_id(command: argparse.ArgumentParser) -> None:
+    command.add_argument("id", help="the request's id")
+    command.add_argument("--account", default="default", help="who owns the allowance (default: default)")
+    _store(command)
+    _offer(command)
+    _assumed(command)
+    _format(command)
+
+
+def _used(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--input-tokens", type=_count, metavar="N", help="what it used; without it, its bound counts")
+    command.add_argument("--output-tokens", type=_count, metavar="N")
+    command.add_argument("--cached-tokens", type=_count, default=0, metavar="N", help="the cached part of its input")
 
 
 def _enroll(commands: Commands) -> None:
@@ -259,11 +332,15 @@ def _cursor(text: str) -> Cursor:
     return places if len(places) > 1 else places[0]
 
 
-def _seconds(text: str) -> float:
+def _seconds(text: str, most: int = 3_600) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 3600:  # noqa: PLR2004 - an hour
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected seconds, at most 3600")
+    if not 0 < seconds <= most:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected seconds, at most {most}")
     return seconds
+
+
+def _day_seconds(text: str) -> float:
+    return _seconds(text, 86_400)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from gratis.audit.replay import Replay
-from gratis.cli.screen import Listing, is_table
+from gratis.cli.screen import Listing, is_table, safe
 from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
 from gratis.errors import EnrollmentError, GratisError, RequestError
 from gratis.lines import ENTRY_BYTES_MAX, change_of, request_of
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gratis.model import Change, Request
+    from gratis.thresholds import Threshold
 
 BAD_INPUT = 2
+SENTENCE_MAX = 1_000
 COLUMNS = (
     ("at", 20, False),
     ("id", 20, False),
@@ -39,8 +42,15 @@ Answer = Decision | RequestError
 def decide(arguments: argparse.Namespace) -> int:
     """Decide requests, and keep the decisions."""
     bounds = None if arguments.no_bounds else Bounds()
-    with Meter.open(arguments.store, offer=arguments.offer, assume=assumed(arguments), bounds=bounds) as meter:
+    tell = _say if arguments.thresholds else None
+    with Meter.open(
+        arguments.store, offer=arguments.offer, assume=assumed(arguments), bounds=bounds, on_threshold=tell
+    ) as meter:
         return _judge(arguments, meter.decide_many)
+
+
+def _say(threshold: Threshold) -> None:
+    print(f"gratis: {safe(threshold.sentence, SENTENCE_MAX)}", file=sys.stderr)
 
 
 def replay(arguments: argparse.Namespace) -> int:

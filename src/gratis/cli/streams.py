@@ -11,7 +11,7 @@ from gratis.errors import GratisError, RequestError
 from gratis.lines import LINE_BYTES_MAX, decision_fields, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from gratis.model import Decision
 
@@ -82,7 +82,7 @@ class Output:
         self._file.write(b"".join([encode(value) + b"\n" for value in values]))
         self._file.flush()
 
-    def decisions(self, decisions: list[Decision]) -> None:
+    def decisions(self, decisions: Sequence[Decision]) -> None:
         """Print decisions as JSON lines."""
         self.lines([decision_fields(decision) for decision in decisions])
 

@@ -15,13 +15,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gratis.errors import LedgerError
+from gratis.model import Correction
+from gratis.rule import Holding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from gratis.model import Change, Decision, Durability, Enrollment, Entry, Request
+    from gratis.model import Change, Decision, Durability, Enrollment, Entry, Hold, Request
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
 
@@ -61,6 +63,11 @@ class Status(Enum):
     CONFLICT = auto()
     AHEAD = auto()
     OUTDATED = auto()
+    HELD = auto()
+    EXPIRED = auto()
+    GONE = auto()
+    STALE = auto()
+    CLOSED = auto()
 
 
 class Receipt(Struct, frozen=True, gc=False):
@@ -68,7 +75,10 @@ class Receipt(Struct, frozen=True, gc=False):
 
     DECIDED and REPLAYED carry the decision, CONFLICT the first one and the field that differs, AHEAD the store's
     time. OUTDATED says that the charge rests on an enrollment that is no longer the latest, and carries that one.
-    Only DECIDED wrote anything.
+    HELD carries the hold that was asked for. EXPIRED says that holds of the account ran out of time, and carries some:
+    they are to be ended first. GONE says that the hold that a charge was to end for want of time is no more. STALE says
+    that a correction is not the next one, CLOSED that its window is no longer kept. Only DECIDED, HELD and GONE wrote
+    anything; a conflict with a hold carries that.
     """
 
     status: Status
@@ -76,6 +86,8 @@ class Receipt(Struct, frozen=True, gc=False):
     field: str | None = None
     now: datetime | None = None
     change: Change | None = None
+    hold: Hold | None = None
+    due: tuple[Hold, ...] = ()
 
 
 class Store(Protocol):
@@ -96,6 +108,26 @@ class Store(Protocol):
 
     def apply(self, charges: Sequence[Charge], *, dry: bool = False) -> list[Receipt]:
         """Apply each charge once, in order; with `dry`, say what would happen and write nothing."""
+        ...
+
+    def extend(self, offer: str, account: str, request_id: str, *, until: datetime) -> Hold | None:
+        """Have a hold run out at another time; None if there is no such hold."""
+        ...
+
+    def release(self, offer: str, account: str, request_id: str) -> Hold | None:
+        """Give back what a hold set aside; None if there is no such hold."""
+        ...
+
+    def holds(self, offer: str, account: str) -> list[Hold]:
+        """Every hold of an account that was not ended, by the time at which it runs out."""
+        ...
+
+    def corrections(self, offer: str, account: str, request_id: str) -> int:
+        """How often the decision on a request was corrected."""
+        ...
+
+    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> bool:
+        """Be the first to claim a name, and the only one; it may be forgotten some time after `until`."""
         ...
 
     def enroll(
@@ -187,3 +219,39 @@ def repeat(request: Request, first: Decision) -> Receipt:
         if getattr(request, field) != getattr(first.request, field):
             return Receipt(Status.CONFLICT, first, field)
     return Receipt(Status.REPLAYED, replace(first, replayed=True))
+
+
+def again(charge: Charge, first: Decision) -> Receipt:
+    """The receipt of any charge whose id was decided before.
+
+    Of one that asks for a hold only the time is compared: what it was then settled with, even the model that answered,
+    was not known yet. A correction also has to say the same as the first time.
+    """
+    step, request = charge.step, charge.request
+    if step is None:
+        return repeat(request, first)
+    if type(step) is Holding:
+        if request.at != first.request.at:
+            return Receipt(Status.CONFLICT, first, "at")
+        return Receipt(Status.REPLAYED, replace(first, replayed=True))
+    known = first.correction
+    if type(step) is Correction:
+        if known is None or known.of != step.of:
+            return Receipt(Status.CONFLICT, first, "id")
+        if (known.remedy, known.actor, known.why) != (step.remedy, step.actor, step.why):
+            return Receipt(Status.STALE)
+    return repeat(request, first)
+
+
+def held_again(charge: Charge, hold: Hold) -> Receipt:
+    """The receipt of a charge whose id is held: the same hold, or a conflict; to be decided it needs but its time."""
+    fields = CONFLICT_FIELDS if type(charge.step) is Holding else ("at",)
+    for field in fields:
+        if getattr(charge.request, field) != getattr(hold.request, field):
+            return Receipt(Status.CONFLICT, field=field, hold=hold)
+    return Receipt(Status.HELD, hold=replace(hold, replayed=True))
+
+
+def held_in(hold: Hold) -> tuple[str | None, str, datetime | None]:
+    """Of what a hold sets tokens aside: group, kind of window, and its start; None where none was open."""
+    return hold.terms.group, hold.terms.window, None if hold.window is None else hold.window.start

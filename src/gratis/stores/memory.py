@@ -4,41 +4,86 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import Counter
 from contextlib import nullcontext
+from heapq import heappop, heappush
 from threading import Lock
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from gratis import clock as system
 from gratis.enrollment import change
 from gratis.errors import StoreError
-from gratis.model import Durability, Entry
-from gratis.rule import decide
-from gratis.stores import Bounds, Receipt, Status, places, repeat
+from gratis.model import Correction, Durability, Entry, Expiry, Held, Reason
+from gratis.rule import Holding, Overdue, admit, decide
+from gratis.stores import Bounds, Receipt, Status, again, held_again, held_in, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from gratis.model import Change, Decision, Enrollment
+    from gratis.model import Change, Decision, Enrollment, Hold
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
     from gratis.stores import Cursor
 
 PAGE = 1_000
-_DECIDED = Status.DECIDED  # looked up once: in Python 3.11 naming a member of an enum is slow
+DUE_MAX = 100
+_DECIDED, _TOO_LATE = (
+    Status.DECIDED,
+    Reason.TOO_LATE,
+)  # looked up once: in Python 3.11 naming a member of an enum is slow
 
 
 class _Account:
-    """All of one account: its changes, its decisions by id, its tallies by window."""
+    """All of one account: its changes, its decisions by id, its tallies by window, its holds and what they hold."""
 
-    __slots__ = ("changes", "decisions", "tallies", "version")
+    __slots__ = ("changes", "claims", "corrections", "decisions", "due", "held", "holds", "tallies", "version")
 
     def __init__(self) -> None:
         self.version = 0
         self.changes: list[Change] = []
         self.decisions: dict[str, Decision] = {}
         self.tallies: dict[tuple[str | None, str], dict[datetime, Tally]] = {}
+        self.corrections: dict[str, int] = {}
+        self.claims: set[str] = set()
+        self.holds: dict[str, Hold] = {}
+        self.held: Counter[tuple[str | None, str, datetime | None]] = Counter()
+        self.due: list[tuple[datetime, str]] = []  # a heap; a hold that was ended leaves its place in it
+
+    def keep(self, hold: Hold) -> None:
+        """Set a hold's tokens aside."""
+        self.holds[hold.id] = hold
+        self.held[held_in(hold)] += hold.aside
+        heappush(self.due, (hold.until, hold.id))
+
+    def drop(self, request_id: str) -> Hold | None:
+        """Give a hold's tokens back, if there is such a hold."""
+        hold = self.holds.pop(request_id, None)
+        if hold is not None:
+            place = held_in(hold)
+            self.held[place] -= hold.aside
+            if self.held[place] == 0:
+                del self.held[place]
+        return hold
+
+    def ran_out(self, now: datetime, *, but: str | None) -> tuple[Hold, ...]:
+        """Some of the holds that ran out of time by now, all but one."""
+        while self.due and self._is_stale(*self.due[0]):
+            heappop(self.due)
+        if not self.due or self.due[0][0] > now:
+            return ()
+        over = sorted(
+            (hold for hold in self.holds.values() if hold.until <= now and hold.id != but),
+            key=lambda hold: (hold.until, hold.id),
+        )
+        return tuple(over[:DUE_MAX])
+
+    def _is_stale(self, until: datetime, request_id: str) -> bool:
+        hold = self.holds.get(request_id)
+        return hold is None or hold.until != until
 
 
 class MemoryStore:
@@ -72,35 +117,80 @@ class MemoryStore:
     def _apply(
         self, charge: Charge, now: datetime, latest: datetime | None, kept_since: datetime | None, *, dry: bool
     ) -> Receipt:
-        request, terms = charge.request, charge.terms
-        key = (terms.offer, request.account)
+        key = (charge.terms.offer, charge.request.account)
         account = self._accounts.get(key)
         if account is None:
             account = _Account()
-        first = account.decisions.get(request.id)
-        if first is not None:
-            return repeat(request, first)
-        if latest is not None and request.at > latest:
-            return Receipt(Status.AHEAD, now=now)
-        if charge.version != account.version:
-            return Receipt(Status.OUTDATED, change=account.changes[-1] if account.changes else None)
-
-        tallies, tally = None, None
-        if charge.window is not None:
-            tallies = account.tallies.get((terms.group, terms.window))
-            if tallies is not None:
-                start = next(reversed(tallies)) if charge.rolls else charge.window.start
-                tally = tallies.get(start)
+        known = _known(account, charge, now, latest, dry=dry)
+        if known is not None:
+            return known
+        hold = account.holds.get(charge.request.id)
+        if hold is not None and charge.step is None and not dry:
+            charge = replace(charge, step=Held(hold.tokens_max, hold.window))
+        tally = _tally(account, charge)
+        if type(charge.step) is Holding:
+            hold = admit(charge, tally, held=_held(account, charge, tally), kept_since=kept_since)
+            if not dry:
+                self._accounts[key] = account
+                account.keep(hold)
+            return Receipt(Status.HELD, hold=hold)
         decision, after = decide(charge, tally, kept_since=kept_since)
+        if decision.reason is _TOO_LATE and decision.correction is not None:
+            return Receipt(Status.CLOSED, decision)
         if not dry:
             self._accounts[key] = account
-            if after is not None:
-                if tallies is None:
-                    tallies = account.tallies[terms.group, terms.window] = {}
-                tallies[after.window.start] = after
-            account.decisions[request.id] = decision
-            self._ledger.append((now, decision))
+            self._write(account, decision, after, now)
         return Receipt(_DECIDED, decision)
+
+    def _write(self, account: _Account, decision: Decision, after: Tally | None, now: datetime) -> None:
+        """Enter a decision with its tally, and end the hold or count the correction that it is."""
+        if after is not None:
+            terms = decision.terms
+            account.tallies.setdefault((terms.group, terms.window), {})[after.window.start] = after
+        account.decisions[decision.request.id] = decision
+        self._ledger.append((now, decision))
+        if decision.hold is not None:
+            account.drop(decision.id)
+        if decision.correction is not None:
+            account.corrections[decision.correction.of] = decision.correction.number
+
+    def extend(self, offer: str, account: str, request_id: str, *, until: datetime) -> Hold | None:
+        """Have a hold run out at another time."""
+        with self._lock:
+            self._check_open()
+            known = self._accounts.get((offer, account), _Account())
+            hold = known.drop(request_id)
+            if hold is None:
+                return None
+            hold = replace(hold, until=until)
+            known.keep(hold)
+            return hold
+
+    def release(self, offer: str, account: str, request_id: str) -> Hold | None:
+        """Give back what a hold set aside."""
+        with self._lock:
+            self._check_open()
+            return self._accounts.get((offer, account), _Account()).drop(request_id)
+
+    def holds(self, offer: str, account: str) -> list[Hold]:
+        """Every hold of an account that was not ended, by the time at which it runs out."""
+        with self._lock:
+            known = self._accounts.get((offer, account), _Account())
+            return sorted(known.holds.values(), key=lambda hold: (hold.until, hold.id))
+
+    def corrections(self, offer: str, account: str, request_id: str) -> int:
+        """How often the decision on a request was corrected."""
+        with self._lock:
+            return self._accounts.get((offer, account), _Account()).corrections.get(request_id, 0)
+
+    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> bool:  # noqa: ARG002 - kept for good
+        """Be the first to claim a name, and the only one."""
+        with self._lock:
+            self._check_open()
+            claims = self._accounts.setdefault((offer, account), _Account()).claims
+            is_first = name not in claims
+            claims.add(name)
+            return is_first
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None
@@ -175,6 +265,68 @@ class MemoryStore:
     def _check_open(self) -> None:
         if self._refusal:
             raise StoreError(self._refusal)
+
+
+def _known(account: _Account, charge: Charge, now: datetime, latest: datetime | None, *, dry: bool) -> Receipt | None:
+    """The answer to a charge that needs no judgement: it was decided before, or cannot be applied now."""
+    first = account.decisions.get(charge.request.id)
+    if first is not None:
+        if type(charge.step) is Overdue and not dry:
+            account.drop(charge.request.id)
+        return again(charge, first)
+    if latest is not None and charge.request.at > latest and type(charge.step) is not Overdue:
+        return Receipt(Status.AHEAD, now=now)
+    if (account.holds or charge.step is not None) and not dry:
+        refused = _refused(account, charge, now)
+        if refused is not None:
+            return refused
+    if charge.version != account.version and type(charge.step) is not Correction:
+        return Receipt(Status.OUTDATED, change=account.changes[-1] if account.changes else None)
+    return None
+
+
+def _refused(account: _Account, charge: Charge, now: datetime) -> Receipt | None:
+    """Why a charge is not applied now, as far as holds and corrections go."""
+    step, request_id = charge.step, charge.request.id
+    if type(step) is Correction:
+        is_next = account.corrections.get(step.of, 0) == step.number - 1
+        return None if is_next else Receipt(Status.STALE)
+    hold = account.holds.get(request_id)
+    if type(step) is Overdue:
+        if hold is None or hold.until > now:
+            return Receipt(Status.GONE)
+        if hold.expiry is Expiry.RELEASED:
+            account.drop(request_id)
+            return Receipt(Status.GONE)
+        return None
+    if hold is not None and (type(step) is Holding or charge.request.at != hold.request.at):
+        return held_again(charge, hold)
+    due = account.ran_out(now, but=request_id)
+    return Receipt(Status.EXPIRED, due=due) if due else None
+
+
+def _tally(account: _Account, charge: Charge) -> Tally | None:
+    """The tally of a charge's window; where windows roll, of the last one opened, unless it is another's turn."""
+    tallies = account.tallies.get((charge.terms.group, charge.terms.window))
+    if tallies is None or charge.window is None:
+        return None
+    if not charge.rolls:
+        return tallies.get(charge.window.start)
+    pin = charge.pin
+    return tallies[pin.start if pin is not None and pin.start in tallies else next(reversed(tallies))]
+
+
+def _held(account: _Account, charge: Charge, tally: Tally | None) -> int:
+    """What holds set aside of the window of a charge; where windows roll, also those that none was open for."""
+    terms = charge.terms
+    if charge.window is None:
+        return 0
+    if not charge.rolls:
+        return account.held[terms.group, terms.window, charge.window.start]
+    held = account.held[terms.group, terms.window, None]
+    if tally is not None and charge.request.at < tally.window.end:
+        held += account.held[terms.group, terms.window, tally.window.start]
+    return held
 
 
 _STORES: weakref.WeakSet[MemoryStore] = weakref.WeakSet()

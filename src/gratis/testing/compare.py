@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from gratis.audit.replay import Replay
 from gratis.book import Explanation
 from gratis.errors import Conflict, EnrollmentError, RequestError
-from gratis.model import Change, Decision, Durability, Enrollment, Entry, Request, Unit
+from gratis.model import Change, Decision, Durability, Enrollment, Entry, Hold, Remedy, Request, Unit
 from gratis.rule import Tally, free_part, is_free, used_after
 from gratis.stores import behind
 from gratis.testing.scene import ENROLLED
@@ -60,10 +60,10 @@ def plain(answer: Any) -> Any:
         case Decision():
             return replace(answer, durability=Durability.VOLATILE)
         case Conflict():
-            return "conflict", answer.field, plain(answer.first)
+            return "conflict", answer.field, plain(answer.first), plain(answer.hold)
         case RequestError() | EnrollmentError():
             return "refused", getattr(answer, "field", "enrollment")
-        case Explanation():
+        case Hold() | Explanation():
             return replace(answer, decision=plain(answer.decision))
         case list():
             return plainly(answer)
@@ -74,6 +74,15 @@ def plain(answer: Any) -> Any:
 def plainly(answers: Iterable[Any]) -> list[Any]:
     """Answers as every store must give them."""
     return [plain(answer) for answer in answers]
+
+
+def nameless(answer: Decision | RequestError | None) -> object:
+    """An answer as any account must have it."""
+    if isinstance(answer, Conflict):
+        return answer.field, nameless(answer.first)
+    if isinstance(answer, RequestError):
+        return answer.field
+    return answer and replace(answer, request=replace(answer.request, account="any"))
 
 
 def singly(meter: Meter, requests: Iterable[Request]) -> list[Decision | RequestError]:
@@ -131,6 +140,12 @@ def kept(store: Store) -> Kept:
     }
 
 
+def everything(store: Store) -> tuple[Kept, dict[tuple[str, str], list[Hold]]]:
+    """All that a store keeps, and the holds of each account."""
+    found = kept(store)
+    return found, {key: store.holds(*key) for key in found}
+
+
 def fold(decisions: Iterable[Decision]) -> dict[WindowKey, Tally]:
     """The tallies that follow from decisions; those must be what the rule gives in the order of their `seq`."""
     windows: dict[WindowKey, list[Decision]] = {}
@@ -143,19 +158,32 @@ def fold(decisions: Iterable[Decision]) -> dict[WindowKey, Tally]:
     for key, judged in windows.items():
         judged.sort(key=lambda decision: decision.seq or 0)
         same([decision.seq for decision in judged], list(range(1, len(judged) + 1)), f"seq of {key}")
-        used = 0
+        used, taken = 0, dict[str, int]()
         for decision in judged:
-            terms = decision.terms
-            amount = (decision.tokens or 0) if terms.unit is Unit.TOKENS else 1
-            free = free_part(amount, allowance=terms.allowance, used=used, overage=terms.overage)
-            fits, total = is_free(amount, allowance=terms.allowance, used=used), used + amount
-            used = used_after(amount, free=free, used=used, counts=terms.counts)
-            tokens = decision.tokens if fits else free if terms.unit is Unit.TOKENS else 0
-            found_here = (decision.is_free, decision.free_tokens, decision.total, decision.used)
-            same(found_here, (fits, tokens, total, used), f"{decision.id!r} in {key}")
+            if decision.correction is not None:
+                same(decision.correction.returned, taken.get(decision.id, 0), f"what {decision.id!r} took of {key}")
+                used -= decision.correction.returned
+            after = _judged(decision, used, f"{decision.id!r} in {key}")
+            taken[decision.id] = after - used
+            used = after
         assert judged[-1].window is not None, "it has one"
         found[key] = Tally(judged[-1].window, used, len(judged))
     return found
+
+
+def _judged(decision: Decision, used: int, what: str) -> int:
+    """What is used after a decision, which must be what the rule gives."""
+    terms = decision.terms
+    amount = (decision.tokens or 0) if terms.unit is Unit.TOKENS else 1
+    if decision.correction is not None and decision.correction.remedy in {Remedy.VOIDED, Remedy.RELEASED}:
+        amount = 0
+    free = free_part(amount, allowance=terms.allowance, used=used, overage=terms.overage)
+    fits, total = is_free(amount, allowance=terms.allowance, used=used), used + amount
+    used = used_after(amount, free=free, used=used, counts=terms.counts)
+    tokens = decision.tokens if fits else free if terms.unit is Unit.TOKENS else 0
+    found = (decision.is_free, decision.free_tokens, decision.total, decision.used)
+    same(found, (fits, tokens, total, used), what)
+    return used
 
 
 def rows_of(found: Mapping[WindowKey, Tally]) -> list[tuple[str, str, Tally]]:

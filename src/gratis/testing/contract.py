@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gratis.model import Unit
 from gratis.stores import CONFLICT_FIELDS
+from gratis.testing.correcting import Correcting
 from gratis.testing.deciding import Deciding
 from gratis.testing.enrolling import Enrolling
+from gratis.testing.expiring import Expiring
+from gratis.testing.holding import Holding
 from gratis.testing.keeping import Keeping
+from gratis.testing.racing import Racing
 from gratis.testing.repeating import Repeating
 from gratis.testing.scene import CALENDARS, READINGS, WINDOWS, Opener
 from gratis.testing.timing import Timing
@@ -30,7 +34,7 @@ CASES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-class StoreContract(Deciding, Timing, Repeating, Enrolling, Keeping, Together):
+class StoreContract(Deciding, Timing, Repeating, Enrolling, Keeping, Together, Holding, Expiring, Correcting, Racing):
     """What is true of every store; each method that starts with `test_` is one clause, tried with each of its cases."""
 
     def pytest_generate_tests(self, metafunc: Any) -> None:

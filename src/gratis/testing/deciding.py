@@ -9,12 +9,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from gratis.classify import charge_for
-from gratis.errors import Conflict, RequestError, StoreError
+from gratis.errors import RequestError, StoreError
 from gratis.meter import Meter
 from gratis.model import TOKENS_MAX, Decision, Enrollment, Sharing, Verdict
 from gratis.offers import load
 from gratis.stores import Bounds
-from gratis.testing.compare import by_the_rule, kept, plainly, refused, same, singly, told
+from gratis.testing.compare import by_the_rule, kept, nameless, plainly, refused, same, singly, told
 from gratis.testing.scene import (
     ALLOWANCE,
     ENROLLED,
@@ -228,7 +228,7 @@ class Deciding:
             ]
             batch = meter.decide_many([replace(request, account="batch") for request in requests])
             others = singly(meter, [replace(request, account="one by one") for request in requests])
-            same(list(map(_nameless, batch)), list(map(_nameless, others)), "answers")
+            same(list(map(nameless, batch)), list(map(nameless, others)), "answers")
 
     def test_a_batch_may_be_large(self, open_store: Opener) -> None:
         """Thousands of requests in one batch have the seq and totals of their order."""
@@ -308,12 +308,3 @@ class Deciding:
                 ],
             )
             same([one.remaining for one in found], [760, 10, 520, 0], "remaining")
-
-
-def _nameless(answer: Decision | RequestError) -> object:
-    """An answer as any account must have it."""
-    if isinstance(answer, Conflict):
-        return answer.field, _nameless(answer.first)
-    if isinstance(answer, RequestError):
-        return answer.field
-    return replace(answer, request=replace(answer.request, account="any"))

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from gratis.meter import Meter
-from gratis.model import Counts, Enrollment, Overage, Request, Sharing
+from gratis.model import Counts, Enrollment, Overage, Request, Sharing, Usage
 from gratis.offer_file import parse
 
 if TYPE_CHECKING:
@@ -154,6 +154,11 @@ def asked(name: object, tokens: int | None = 10, **fields: Any) -> Request:
     """A request at noon, but for these fields."""
     usual = {"id": f"r{name}", "account": "acme", "model": LARGE, "at": NOON}
     return Request(**{**usual, "input_tokens": tokens, "output_tokens": 0, **fields})
+
+
+def spent(tokens: int | None, **fields: Any) -> Usage:
+    """What a provider said that a request used."""
+    return Usage(**{"input_tokens": tokens, "output_tokens": 0, **fields})
 
 
 def in_threads(jobs: Sequence[Callable[[], Iterable[Any]]]) -> list[Any]:

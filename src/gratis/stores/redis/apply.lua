@@ -2,10 +2,12 @@
 --
 -- KEYS    state     a hash; layout.py lists its fields
 --         ledger    a stream; an entry has up to 50 decisions of one call, and the number of the last one as its id
+--         holds     a sorted set: account, end and id of each hold, by which those that ran out are found
 -- ARGV    verb      'decide', or 'dry' to write nothing
 --         seen      the last decision of this shard that the caller knows of
 --         levels    how many levels of the index the caller expects, 1 to 4
 --         kept      what ended by then is no longer kept                                                  (instant)
+--         now       the store's clock                                                                     (instant)
 --         cases     how many cases follow; each is
 --                     account, version, key, facts, way, allowance, tally, span
 --         charges   all that follows; each is
@@ -17,23 +19,35 @@
 --           V change                 rests on an outdated enrollment
 --           U number                 so does this, of the same account as an earlier charge of this call
 --           A                        ahead of the clock
+--           K line                   held; the line is the first of what is kept of the hold
+--           L hold                   held before
+--           X                        holds of the account ran out of time; they are to be ended first
+--           G                        the hold that ran out of time is gone
+--           T                        a correction that is not the next one
+--           C                        a correction in a window that is no longer kept
 --         or 'facts': the facts of a case are not known here; nothing was done
 -- ERROR   GRATISBEHIND last          the state does not reach as far as the ledger, or as `seen`; nothing was done
---         GRATISPART last            the ledger refused a later entry of several: the state is behind the first ones
+--         GRATISPART last            the ledger refused a later entry of several, or what was to be held beside it
+--                                    could not be: the state is behind the first ones
 --         GRATISSTATE text           something is not as it should be; nothing was done
 --
 -- An instant is 18 digits of microseconds, so that comparing text compares time; a span is 'start end'. A way is
 -- three letters: x excluded, c calendar, r rolling; counts f free, a all; overage w whole, e excess, u excess of what
--- is not tokens. A mark is '', or A if ahead, or, where windows roll, 'at start end spare'.
+-- is not tokens. A mark is A if ahead; else, where windows roll, 'at start end spare', and behind a ';', if there is
+-- more to do than to decide, one of
+--           H until expiry bound     hold: until then; d decided or r released; `rest` is what else is kept of it
+--           E bound span             decide by its bound, if its hold ran out of time                 (span or '-')
+--           U bound span             decide by its bound                                              (span or '-')
+--           C pin returned number id correct as the `number`th what was said of this id          (instant or '-')
 --
 -- One write commits a decision: XADD, whose id makes it fail where the ledger is further than the state. All checks
 -- come before it. HSET after it only derives: should it fail, the next call finds the state behind, and it is derived
--- anew.
+-- anew. A hold is in no ledger: it moves no tokens.
 
-local HEAD, CASE, CHARGE, PART, RECORDS = 5, 8, 6, 4000, 50
+local HEAD, CASE, CHARGE, PART, RECORDS = 6, 8, 6, 4000, 50
 local LEVEL_MAX = { 8192, 131072, 2097152 } -- ids on each level of the index but the last: 32 a field
-local state, ledger, ARGS = KEYS[1], KEYS[2], ARGV
-local is_dry, kept = ARGS[1] == 'dry', ARGS[4]
+local state, ledger, holds, ARGS = KEYS[1], KEYS[2], KEYS[3], ARGV
+local is_dry, kept, now = ARGS[1] == 'dry', ARGS[4], ARGS[5]
 local sub, match, find, format, floor = string.sub, string.match, string.find, string.format, math.floor
 local call = redis.call
 
@@ -136,19 +150,20 @@ local function recall(ids, from, short, account, id, state, ledger)
 end
 
 -- All that is needed of the state, in one read: the counters; of each case its account, the version of the enrollment,
--- the number of its facts, and its tally; of each charge the fields of the index. A lone charge is read without a list.
+-- the number of its facts, its tally, and when the first of its holds runs out, or before; of each charge the fields of
+-- the index. A lone charge is read without a list.
 local values
 local cases, levels = 1, 1
 if #ARGS == HEAD + CASE + CHARGE and ARGS[3] == '1' then
-  values = call('HMGET', state, 'n', 'a' .. ARGS[6], 'v' .. ARGS[6], 'f' .. ARGS[8], ARGS[12],
-    'i' .. sub(ARGS[15], 1, 2))
+  values = call('HMGET', state, 'n', 'a' .. ARGS[7], 'v' .. ARGS[7], 'f' .. ARGS[9], ARGS[13], 'x' .. ARGS[7],
+    'i' .. sub(ARGS[16], 1, 2))
 else
-  cases, levels = tonumber(ARGS[5]), tonumber(ARGS[3])
+  cases, levels = tonumber(ARGS[6]), tonumber(ARGS[3])
   local names, size = { 'n' }, 1
   for at = HEAD, HEAD + (cases - 1) * CASE, CASE do
     names[size + 1], names[size + 2] = 'a' .. ARGS[at + 1], 'v' .. ARGS[at + 1]
-    names[size + 3], names[size + 4] = 'f' .. ARGS[at + 3], ARGS[at + 7]
-    size = size + 4
+    names[size + 3], names[size + 4], names[size + 5] = 'f' .. ARGS[at + 3], ARGS[at + 7], 'x' .. ARGS[at + 1]
+    size = size + 5
   end
   for at = HEAD + cases * CASE + 2, #ARGS, CHARGE do
     for level = 2, levels + 1 do
@@ -208,11 +223,120 @@ local function set(name, value)
 end
 
 local answers, fresh, outdated, tallies, decided = { 0, 0 }, {}, {}, {}, 0
+local gone, added, removed = {}, {}, {} -- fields to delete; members of the sorted set to add and to remove
+
+-- What holds need, made where there are any: most calls know of none.
+local function make_holding()
+  local holding = {}
+  call('ZRANGEBYLEX', holds, '-', '+', 'LIMIT', 0, 1) -- a key of another type says so now
+
+  local function field_of(name)
+    return latest[name] or call('HGET', state, name) or ''
+  end
+
+  local function sum_of(name)
+    local text = field_of(name)
+    return text == '' and 0 or text + 0
+  end
+
+  -- How often this was corrected, or what holds set aside of that: a number, 0 if there is no such field.
+  holding.number, holding.field = sum_of, field_of
+
+  -- What is kept of a hold, taken apart; nothing if there is no such hold.
+  function holding.read(account, id)
+    local text = field_of('h' .. account .. '\0' .. id)
+    if text ~= '' then
+      local till, aside, expiry, bound, span, place, rest =
+        match(text, '^(%d+) (%d+) (%a) %a %S+ %S+ (%d+) ([-%d]+ ?%d*)\n([^\n]*)\n(.*)$')
+      return {
+        text = text, till = till, aside = aside, expiry = expiry, bound = bound, span = span, place = place,
+        at = sub(rest, 2, 1 + string.byte(rest)),
+      }
+    end
+  end
+
+  -- Give back what a hold set aside.
+  function holding.drop(account, id, hold)
+    local name, sum = 'h' .. account .. '\0' .. id, 'g' .. account .. '\0' .. hold.place
+    set(name, '')
+    gone[#gone + 1] = name
+    if hold.aside ~= '0' then
+      local left = sum_of(sum) - hold.aside
+      set(sum, left > 0 and format('%d', left) or '')
+      if left <= 0 then
+        gone[#gone + 1] = sum
+      end
+    end
+    removed[#removed + 1] = account .. '\0' .. hold.till .. id
+  end
+
+  -- Whether other holds of an account ran out of time; and where none did, when the next one will.
+  function holding.others_ran_out(account, own)
+    local from, upto = '[' .. account .. '\0', '[' .. account .. '\0' .. now .. '\255'
+    for _, member in ipairs(call('ZRANGEBYLEX', holds, from, upto, 'LIMIT', 0, 2)) do
+      if member ~= own then
+        return true
+      end
+    end
+    local first = call('ZRANGEBYLEX', holds, from, '[' .. account .. '\1', 'LIMIT', 0, 1)[1]
+    first = first and sub(first, #account + 2, #account + 19) or ''
+    set('x' .. account, first)
+    return false, first
+  end
+
+  -- What rule.py admits: a hold fits if it would be free beside all others. Says the line of what is kept of it.
+  function holding.admit(account, id, rest, step, way, amount, allowance, span, field, tally, mark, first_end)
+    local till, expiry, bound = match(step, '^H(%d+) (%a) (%d+)$')
+    local line, _, fault = judge(way, amount, allowance, span, tally, mark, kept, kept_here, true)
+    if fault then
+      return nil, fault
+    end
+    local letter, aside, used, others, place = sub(line, 1, 1), 0, '-', '-', ''
+    if letter == 'x' or letter == 'l' then
+      span = '-'
+    else
+      place = sub(field, #account + 3)
+      used, others = tally[1], sum_of('g' .. account .. '\0' .. place)
+      if sub(way, 1, 1) == 'r' then
+        span = '-'
+        if tally[4] and sub(mark, 1, 18) < sub(tally[3], 20) then
+          span = tally[3]
+          place = sub(place, 1, -5) .. sub(span, 1, 18)
+          others = others + sum_of('g' .. account .. '\0' .. place)
+        else -- none is open: it is held beside those of whatever window will be
+          used = 0
+        end
+      end
+      letter = 'o'
+      if amount + 0 <= allowance - used - others then
+        letter, aside = 'w', amount + 0
+      end
+      used, others = format('%d', used), format('%d', others)
+    end
+    line = format('%s %d %s %s %s %s %s %s', till, aside, expiry, letter, used, others, bound, span)
+    if not is_dry then
+      set('h' .. account .. '\0' .. id, line .. '\n' .. place .. '\n' .. rest)
+      if aside > 0 then
+        local sum = 'g' .. account .. '\0' .. place
+        set(sum, format('%d', sum_of(sum) + aside))
+      end
+      if first_end == '' or till < first_end then
+        set('x' .. account, till)
+      end
+      added[#added + 1] = account .. '\0' .. till .. id
+    end
+    return line
+  end
+
+  return holding
+end
+
+local holding
 
 for i = 1, count do
   local at = charges + (i - 1) * CHARGE
   local nth = count == 1 and 1 or tonumber(ARGS[at + 1])
-  local case, read = HEAD + (nth - 1) * CASE, 2 + (nth - 1) * 4
+  local case, read = HEAD + (nth - 1) * CASE, 2 + (nth - 1) * 5
   local place, id, mark, account = ARGS[at + 2], ARGS[at + 3], ARGS[at + 6], ARGS[case + 1]
   local account_number = latest['a' .. account] or values[read]
   local short = sub(place, 6)
@@ -223,7 +347,7 @@ for i = 1, count do
     slot = 'i' .. sub(place, 1, level)
     local ids
     if level <= levels + 1 then
-      ids = values[2 + cases * 4 + (i - 1) * levels + level - 2]
+      ids = values[2 + cases * 5 + (i - 1) * levels + level - 2]
     else
       ids = call('HGET', state, slot)
     end
@@ -245,11 +369,53 @@ for i = 1, count do
     answer = format('S%d', fresh[own])
   end
 
+  local step, verb, extra, returned, ends, pin, correction = '', '', '', 0, nil, nil, nil
+  if mark ~= '' then
+    local cut = find(mark, ';', 1, true)
+    if cut then
+      step, mark = sub(mark, cut + 1), sub(mark, 1, cut - 1)
+      verb = sub(step, 1, 1)
+    end
+  end
   if not answer and mark == 'A' then
     answer = 'A'
   end
+
+  -- What holds and corrections have to say first.
+  local first_end = latest['x' .. account] or values[read + 4] or ''
+  if verb ~= '' or (first_end ~= '' and not answer) then
+    holding = holding or make_holding()
+    if verb == 'C' and not answer then
+      local number
+      pin, returned, number, step = match(step, '^C(%S+) (%d+) (%d+) (.*)$')
+      step, number = 'c' .. account .. '\0' .. step, number + 0
+      if holding.number(step) ~= number - 1 then
+        answer = 'T'
+      end
+      correction = number
+    elseif not is_dry then
+      ends = holding.read(account, id)
+      if verb == 'E' and (answer or not ends or ends.till > now or ends.expiry == 'r') then
+        if ends and ends.till <= now then -- it was decided before, or is just given back
+          holding.drop(account, id, ends)
+        end
+        answer = answer or 'G'
+      elseif not answer and ends and (verb == 'H' or sub(ARGS[at + 4], 2, 1 + #ends.at) ~= ends.at) then
+        answer = 'L' .. ends.text
+      elseif not answer and verb ~= 'E' and first_end ~= '' and first_end <= now then
+        local others
+        others, first_end = holding.others_ran_out(account, ends and account .. '\0' .. ends.till .. id)
+        answer = others and 'X'
+      end
+    end
+    if verb == 'E' or verb == 'U' then
+      pin, extra = match(step, '^%a%d+ ([-%d]+)'), '\tu' .. sub(step, 2)
+    elseif verb == '' and ends then
+      pin, extra = sub(ends.span, 1, 18), '\ts' .. ends.bound .. ' ' .. ends.span
+    end
+  end
   local version = values[read + 1] or '0'
-  if not answer and version ~= ARGS[case + 2] then
+  if not answer and verb ~= 'C' and version ~= ARGS[case + 2] then
     if outdated[account] then
       answer = format('U%d', outdated[account])
     else
@@ -258,10 +424,10 @@ for i = 1, count do
     end
   end
 
+  local field, way, tally = ARGS[case + 7], ARGS[case + 5], nil
   if not answer then
-    local field = ARGS[case + 7]
     local before = values[read + 3]
-    local tally = tallies[field]
+    tally = tallies[field]
     if not tally then
       tally = before and read_tally(before) or { 0, 0, '', false, false }
       if before and not tally[4] then
@@ -269,14 +435,39 @@ for i = 1, count do
       end
       tallies[field] = tally
     end
+    if pin and sub(way, 1, 1) == 'r' and sub(tally[3], 1, 18) ~= pin then
+      local name = sub(field, 1, -5) .. pin -- it is about a window before the one that is open
+      local other = tallies[name] or read_tally(holding.field(name))
+      if other then
+        field, tally, tallies[name] = name, other, other
+      end
+    end
+    if verb == 'H' then
+      local line, fault = holding.admit(account, id, ARGS[at + 4], step, way, ARGS[at + 5], ARGS[case + 6],
+        ARGS[case + 8], field, tally, mark, first_end)
+      if fault then
+        return wrong(fault)
+      end
+      answer = 'K' .. line
+    elseif correction then -- what was said before is given back first
+      if tally[1] < returned + 0 then
+        return wrong('a correction returns more than was used')
+      end
+      tally[1] = tally[1] - returned
+    end
+  end
+  if not answer then
     local ended = tally[4] and tally[3]
     local used, seq = tally[1], tally[2]
     local line, is_new, fault =
-      judge(ARGS[case + 5], ARGS[at + 5], ARGS[case + 6], ARGS[case + 8], tally, mark, kept, kept_here, is_dry)
+      judge(way, ARGS[at + 5], ARGS[case + 6], ARGS[case + 8], tally, mark, kept, kept_here, is_dry)
     if fault then
       return wrong(fault)
     end
-    if not is_dry then
+    if correction and line == 'l' then
+      tally[1] = tally[1] + returned
+      answer = 'C'
+    elseif not is_dry then
       local facts = latest['f' .. ARGS[case + 3]] or values[read + 2]
       if not facts or not account_number then -- numbers that stand for texts from now on; the ledger says it first
         local function define(field, text)
@@ -293,7 +484,7 @@ for i = 1, count do
         facts = facts or define('f' .. ARGS[case + 3], ARGS[case + 4])
         account_number = account_number or define('a' .. account, 'a' .. account)
       end
-      line = account_number .. ' ' .. facts .. ' ' .. line
+      line = account_number .. ' ' .. facts .. ' ' .. line .. extra
       decided = decided + 1
       entry[told + 1], entry[told + 2], told = 'r', line .. '\n' .. id .. ARGS[at + 4], told + 2
       if own then
@@ -312,15 +503,20 @@ for i = 1, count do
       set('i' .. sub(place, 1, level_now + 1), values.slot .. short .. string.char(
         floor(number / 4294967296), floor(number / 16777216) % 256, floor(number / 65536) % 256,
         floor(number / 256) % 256, number % 256))
+      if ends then
+        holding.drop(account, id, ends)
+      elseif correction then
+        set(step, format('%d', correction))
+      end
     end
-    answer = 'D' .. line
+    answer = answer or 'D' .. line
   end
   answers[i + 1] = place .. answer
 end
 
 last = last + decided
 answers[1] = last
-if decided == 0 then
+if decided == 0 and size == 0 then
   return answers
 end
 
@@ -349,17 +545,37 @@ for to = 2, told, 2 do
   end
 end
 
--- Derive; the counters come last.
+-- Hold, and derive; the counters come last. Where something is held, the answer says so: then nothing may fail here.
+local function failed(result)
+  return decided == 0 and result or redis.error_reply(format('GRATISPART %d', last - decided))
+end
+
+for i = 1, #added do
+  local done = redis.pcall('ZADD', holds, 0, added[i])
+  if type(done) == 'table' then
+    return failed(done)
+  end
+end
 for field, tally in pairs(tallies) do
   if tally[5] then
     set(field, format('%d %d %s', tally[1], tally[2], tally[3]))
   end
 end
-set('n', format('%d %s %s %d %s', last, base, words, top, kept_here))
+if decided > 0 then
+  set('n', format('%d %s %s %d %s', last, base, words, top, kept_here))
+end
 for from = 1, size, PART do
   local done = redis.pcall('HSET', state, unpack(written, from, math.min(from + PART - 1, size)))
   if type(done) == 'table' then
-    break
+    return (decided == 0 or #added > 0) and failed(done) or answers
   end
+end
+for i = 1, #gone do
+  if count == 1 or latest[gone[i]] == '' then
+    redis.pcall('HDEL', state, gone[i])
+  end
+end
+for i = 1, #removed do
+  redis.pcall('ZREM', holds, removed[i])
 end
 return answers

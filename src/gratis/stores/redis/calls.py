@@ -11,10 +11,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gratis.errors import OutcomeUnknown
-from gratis.model import Counts, Overage, Unit, from_micros, micros
-from gratis.stores import Receipt, Status, repeat
+from gratis.model import Correction, Counts, Expiry, Overage, Unit, from_micros, micros
+from gratis.rule import Holding, Overdue
+from gratis.stores import Receipt, Status, again, held_again
+from gratis.stores.redis.holds import hold_of_line, kept_of_hold, read_hold
 from gratis.stores.redis.layout import (
     LEVEL_MAX,
     OPEN,
@@ -27,6 +30,7 @@ from gratis.stores.redis.layout import (
     key_of,
     place_of,
     read_change,
+    read_ended,
     read_facts,
     read_record,
     rest_of,
@@ -39,17 +43,18 @@ from gratis.stores.redis.servers import Call
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gratis.model import Durability, Terms, Window
-    from gratis.rule import Charge
+    from gratis.model import Decision, Durability, Terms, Window
+    from gratis.rule import Charge, Step
 
 CHARGES_MAX = 500  # new ones keep a server busy for about 5 ms
 CASES_CACHED_MAX = 20_000
 PLACE_BYTES = 10
-HEAD_ARGUMENTS, CASE_ARGUMENTS, CHARGE_ARGUMENTS = 5, 8, 6
+HEAD_ARGUMENTS, CASE_ARGUMENTS, CHARGE_ARGUMENTS = 6, 8, 6
 NO_INSTANT = digits(0)
 DECIDE, DRY = b"$6\r\ndecide\r\n", b"$3\r\ndry\r\n"
 
-_DECIDED, _AHEAD, _OUTDATED = Status.DECIDED, Status.AHEAD, Status.OUTDATED
+_DECIDED, _AHEAD, _OUTDATED, _HELD = Status.DECIDED, Status.AHEAD, Status.OUTDATED, Status.HELD
+SHORT = {b"X": Status.EXPIRED, b"G": Status.GONE, b"T": Status.STALE, b"C": Status.CLOSED}
 _ALL, _EXCESS, _TOKENS = Counts.ALL, Overage.EXCESS, Unit.TOKENS
 
 
@@ -64,7 +69,7 @@ class Script:
 
     def call(self, shard: Shard, arguments: bytes, count: int, *, also: bytes = b"", replies: int = 1) -> Call:
         """The call of it on a shard's keys, with so many packed arguments."""
-        head = b"*%d\r\n" % (count + 5)
+        head = b"*%d\r\n" % (count + 6)
 
         def whole() -> bytes:
             return b"".join((head, self._whole, shard.keys, arguments, also))
@@ -169,9 +174,9 @@ class Calls:
                 number = numbers[id(case)] = len(cases)
             rows.append(_row(charge, case.span, place, number, moment))
         last, number_of_cases = b"%d" % seen, b"%d" % len(cases)
-        head = b"%b$%d\r\n%b\r\n$1\r\n%d\r\n$18\r\n%b\r\n$%d\r\n%b\r\n" % (
+        head = b"%b$%d\r\n%b\r\n$1\r\n%d\r\n$18\r\n%b\r\n$18\r\n%b\r\n$%d\r\n%b\r\n" % (
             DRY if dry else DECIDE, len(last), last, level(seen + len(charges)),
-            NO_INSTANT if moment.kept_since is None else digits(moment.kept_since),
+            NO_INSTANT if moment.kept_since is None else digits(moment.kept_since), digits(moment.now),
             len(number_of_cases), number_of_cases,
         )  # fmt: skip
         count = HEAD_ARGUMENTS + CASE_ARGUMENTS * len(cases) + CHARGE_ARGUMENTS * len(rows)
@@ -183,12 +188,17 @@ def _row(charge: Charge, span: tuple[int, ...], place: bytes, number: int, momen
     request = charge.request
     packed_id = id_bytes(request.id)
     at = micros(request.at)
-    rest = rest_of(request, at, moment.now, span)
-    mark = b""
-    if moment.latest is not None and at > moment.latest:
+    step, mark = charge.step, b""
+    if moment.latest is not None and at > moment.latest and type(step) is not Overdue:
         mark = b"A"
     elif charge.rolls and charge.window is not None:
         mark = _rolling_mark(charge, charge.window)
+    if step is None:
+        rest = rest_of(request, at, moment.now, span)
+    else:
+        rest = _rest_of_step(charge, step, at, moment.now, span)
+        if mark != b"A":
+            mark += b";" + _step_mark(step, request.tokens or 0)
     nth, amount = b"%d" % number, b"%d" % charge.amount
     return b"$%d\r\n%b\r\n$10\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
         len(nth), nth, place, len(packed_id), packed_id, len(rest), rest, len(amount), amount, len(mark), mark,
@@ -204,9 +214,32 @@ def _rolling_mark(charge: Charge, window: Window) -> bytes:
     return b"%b %b %b %d" % (at, start, end, spare)
 
 
+def _rest_of_step(charge: Charge, step: Step, at: int, now: int, span: tuple[int, ...]) -> bytes:
+    if isinstance(step, Holding):
+        return kept_of_hold(charge, step, at)
+    return rest_of(charge.request, at, now, span, step if isinstance(step, Correction) else None)
+
+
+def _step_mark(step: Step, bound: int) -> bytes:
+    """What there is to do but to decide, as the script has it in its signature."""
+    if isinstance(step, Holding):
+        return b"H%b %b %d" % (digits(micros(step.until)), b"r" if step.expiry is Expiry.RELEASED else b"d", bound)
+    window = step.window
+    if isinstance(step, Correction):
+        pin = b"-" if window is None else digits(micros(window.start))
+        return b"C%b %d %d %b" % (pin, step.returned, step.number, id_bytes(step.of))
+    span = b"-" if window is None else b"%b %b" % (digits(micros(window.start)), digits(micros(window.end)))
+    return b"%b%d %b" % (b"E" if isinstance(step, Overdue) else b"U", step.tokens_max, span)
+
+
 def level(ids: int) -> int:
     """How many levels the index has that holds so many ids."""
     return 1 if ids <= LEVEL_MAX[0] else 1 + sum(ids > most for most in LEVEL_MAX)
+
+
+def _ended(decision: Decision, ended: bytes, step: Step | None) -> Decision:
+    """A decision that says what it ended or corrected."""
+    return replace(decision, hold=read_ended(ended), correction=step if isinstance(step, Correction) else None)
 
 
 def receipts(
@@ -219,24 +252,36 @@ def receipts(
     for answer, (charge, _), place in zip(answers, charges, places, strict=True):
         if answer[:PLACE_BYTES] != place:
             raise Shifted("the server answered another request's question; ask again with the same id")
-        letter = answer[PLACE_BYTES : PLACE_BYTES + 1]
+        letter, text = answer[PLACE_BYTES : PLACE_BYTES + 1], answer[PLACE_BYTES + 1 :]
         if letter == b"D":
-            words = answer[PLACE_BYTES + 1 :].split()[skipped:]
+            line, _, ended = text.partition(b"\t")
             window = None if charge.rolls else charge.window
-            found.append(Receipt(_DECIDED, told(words, charge.request, charge.terms, window, durability)))
-        elif letter == b"R":
-            facts, _, record = answer[PLACE_BYTES + 1 :].partition(b" ")[2].partition(b"\n")
-            first = decision_of(read_record(record), charge.request.account, read_facts(facts))
-            found.append(repeat(charge.request, first))
+            decision = told(line.split()[skipped:], charge.request, charge.terms, window, durability)
+            if ended or charge.step is not None:
+                decision = _ended(decision, ended, charge.step)
+            found.append(Receipt(_DECIDED, decision))
         elif letter == b"S":
-            same = found[int(answer[PLACE_BYTES + 1 :]) - 1].decision
+            same = found[int(text) - 1].decision
             assert same is not None, "what comes first has a decision"
-            found.append(repeat(charge.request, same))
+            found.append(again(charge, same))
         elif letter == b"U":
-            found.append(found[int(answer[PLACE_BYTES + 1 :]) - 1])
-        elif letter == b"V":
-            text = answer[PLACE_BYTES + 1 :]
-            found.append(Receipt(_OUTDATED, change=read_change(text) if text else None))
+            found.append(found[int(text) - 1])
         else:
-            found.append(Receipt(_AHEAD, now=from_micros(moment.now)))
+            found.append(_undecided(letter, text, charge, moment))
     return found
+
+
+def _undecided(letter: bytes, text: bytes, charge: Charge, moment: Moment) -> Receipt:
+    """What an answer says of a charge that was not decided now."""
+    if letter == b"R":
+        facts, _, record = text.partition(b" ")[2].partition(b"\n")
+        return again(charge, decision_of(read_record(record), charge.request.account, read_facts(facts)))
+    if letter == b"K":
+        return Receipt(_HELD, hold=hold_of_line(text, charge))
+    if letter == b"L":
+        return held_again(charge, read_hold(text))
+    if letter == b"V":
+        return Receipt(_OUTDATED, change=read_change(text) if text else None)
+    if letter == b"A":
+        return Receipt(_AHEAD, now=from_micros(moment.now))
+    return Receipt(SHORT[letter])

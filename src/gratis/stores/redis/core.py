@@ -20,17 +20,21 @@ from gratis.model import Durability, from_micros, micros, shown
 from gratis.stores import Bounds, Receipt, Status
 from gratis.stores.redis.asking import Asking
 from gratis.stores.redis.calls import CHARGES_MAX, Calls, Case, Moment, receipts
+from gratis.stores.redis.holding import Holding
 from gratis.stores.redis.layout import (
     SCHEMA,
     SHARDS_MAX,
     TOKEN_BYTES,
     account_word,
     change_field,
+    claimed_until,
+    is_claim_of,
     read_change,
     read_counters,
     shards,
     slot_of,
     write_change,
+    write_claim,
 )
 from gratis.stores.redis.mend import mended
 from gratis.stores.redis.reading import Reading
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from datetime import datetime
 
-    from gratis.model import Change, Enrollment
+    from gratis.model import Change, Enrollment, Hold
     from gratis.offer import Revision
     from gratis.rule import Charge
     from gratis.stores.redis.layout import Shard
@@ -60,6 +64,7 @@ MEASURED_FOR = 60_000_000
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 TIME = packed("TIME")
 _DURABILITIES = list(Durability)
+_EXPIRED = Status.EXPIRED
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -87,6 +92,7 @@ class Core:
         self.durability = Durability.VOLATILE
         self.asking = Asking(servers, patience=min(settings.wait, OPENING_S))
         self.reading = Reading(self.asking)
+        self.holding = Holding(self.asking)
         self._calls = Calls(shards=1, salt=b"")
         self._seen: list[int] = []
         self._is_met = False
@@ -145,6 +151,8 @@ class Core:
         self._seen = [0] * int(count)
         for shard in self.asking.shards:  # may this user do all that is needed, and how far is each?
             yield from self.asking.swap(shard, {}, {PROBE: b""}, [PROBE])
+            # A slot that moves to another server refuses calls as long as one of their keys is not there.
+            yield from self.asking.reply(Call(shard.slot, packed("ZADD", shard.holds, 0, PROBE)))
             yield from self._check(shard)
         self.asking.patience = self.settings.wait
 
@@ -193,7 +201,7 @@ class Core:
         if len(charges) == 1:
             found_one = yield from self._apply_one(charges[0], moment, lost, dry=dry)
             if found_one is not None:
-                return found_one
+                return (yield from self._with_due(charges, found_one, moment))
         work = self._by_shard(charges)
         found: dict[int, Receipt] = {}
         errors: list[StoreError] = []
@@ -215,7 +223,21 @@ class Core:
         if errors:
             is_kept = any(one.status in {Status.DECIDED, Status.REPLAYED} for one in found.values())
             raise _worst(errors, has_written=is_kept and not dry)
-        return [found[place] for place in range(len(charges))]
+        return (yield from self._with_due(charges, [found[place] for place in range(len(charges))], moment))
+
+    def _with_due(self, charges: Sequence[Charge], found: list[Receipt], moment: Moment) -> Flow[list[Receipt]]:
+        """Add to receipts that say so which holds of their accounts ran out of time."""
+        if all(receipt.status is not _EXPIRED for receipt in found):
+            return found
+        due: dict[bytes, tuple[Hold, ...]] = {}
+        for place, (charge, receipt) in enumerate(zip(charges, found, strict=True)):
+            if receipt.status is _EXPIRED:
+                word = account_word(charge.terms.offer, charge.request.account)
+                if word not in due:
+                    due[word] = tuple((yield from self.holding.due(word, moment.now)))
+                others = tuple(hold for hold in due[word] if hold.id != charge.request.id)
+                found[place] = Receipt(_EXPIRED, due=others)
+        return found
 
     def _by_shard(self, charges: Sequence[Charge]) -> dict[int, deque[list[tuple[int, Charge, Case]]]]:
         """Each shard's charges, in parts of which each is one call; with each charge its place."""
@@ -283,7 +305,26 @@ class Core:
             case.is_told = is_known
         return bool(is_known)
 
-    # Enrollments.
+    # Claims and enrollments.
+
+    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> Flow[bool]:
+        """Be the first to claim a name; who claimed it is told by a token, should an answer be lost."""
+        now, keep = self.now(), (self.settings.bounds or Bounds()).keep // MICROSECOND
+        line = write_claim(name, until, token=secrets.token_hex(TOKEN_BYTES // 2))
+        word = account_word(offer, account)
+        shard, field = self.asking.shard_of(word), b"m" + word
+        for _ in range(ROUNDS_MAX):
+            before = (yield from self.asking.field(shard, field)) or b""
+            lines = before.split(b"\n")[:-1]
+            if line in lines:
+                return True
+            if any(is_claim_of(known, name) for known in lines):
+                return False
+            kept = [known for known in lines if claimed_until(known) > now - keep]
+            after = b"".join(one + b"\n" for one in (*kept, line))
+            if (yield from self.asking.swap(shard, {field: before}, {field: after})):
+                return True
+        raise NotExecuted(f"others claimed {ROUNDS_MAX} times meanwhile; nothing was written")
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None

@@ -1,6 +1,6 @@
 """What a shard holds, and how it is written: names of keys and fields, and the record of a decision.
 
-A store is one shard, or in a cluster so many that its masters share the work. A shard is two keys in one slot:
+A store is one shard, or in a cluster so many that its masters share the work. A shard is three keys in one slot:
 
     state    a hash   n   counters: the last decision, how many were trimmed from the ledger's front, words so far,
                           the highest level of the index, and by when ended what is no longer kept
@@ -10,7 +10,11 @@ A store is one shard, or in a cluster so many that its masters share the work. A
                       t<account> <group> <kind> <start>   a window's tally: used, seq, start, end ('open' if it rolls)
                       l<account>   the names of all its windows
                       i<prefix>    the index: for each id whose digest starts so, 5 bytes of it and its decision
+                      h<account> <id>   a hold: `holds.py`    g<account> <group> <kind> <start>   what they set aside
+                      x<account>   when the first of its holds runs out, or before
+                      c<account> <id>   how often a decision was corrected   m<account>   what was claimed
     ledger   a stream  an entry has up to 50 decisions; its id is the number of the last: r a record, w a word's meaning
+    holds    a sorted set   account, end and id of each hold, all of one score: so an account's are in their order
 
 An account is its offer and its name with a zero byte between, which neither may contain; so no name can reach another
 field. A record is a line of Lua's (account, facts, verdict), the request's id, and what only Python reads.
@@ -24,13 +28,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gratis.errors import StoreError
-from gratis.lines import change_line, change_of, decode, encode, enrollment_line, terms_line, terms_of
+from gratis.lines import (
+    change_line,
+    change_of,
+    correction_line,
+    correction_of,
+    decode,
+    encode,
+    enrollment_line,
+    terms_line,
+    terms_of,
+)
 from gratis.model import (
+    Correction,
     Counts,
     Decision,
     Durability,
+    Held,
     Kind,
     Reason,
     Request,
@@ -64,12 +81,13 @@ unpack = msgspec.msgpack.Decoder().decode
 
 
 class Shard(Struct, frozen=True):
-    """One shard: its number, its slot in a cluster, its two keys, and these as a script's call has them."""
+    """One shard: its number, its slot in a cluster, its three keys, and these as a script's call has them."""
 
     number: int
     slot: int
     state: bytes
     ledger: bytes
+    holds: bytes
     keys: bytes
 
 
@@ -104,9 +122,9 @@ def _shard(namespace: str, number: int, count: int, identity: bytes) -> Shard:
         slot = slot_of(tag.encode())
         if count == 1 or slot * count // SLOTS == number:
             key = b"{%b}:%b:" % (tag.encode(), identity)
-            state, ledger = key + b"state", key + b"ledger"
-            keys = b"$1\r\n2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(state), state, len(ledger), ledger)
-            return Shard(number, slot, state, ledger, keys)
+            state, ledger, holds = key + b"state", key + b"ledger", key + b"holds"
+            named = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in (state, ledger, holds))
+            return Shard(number, slot, state, ledger, holds, b"$1\r\n3\r\n" + named)
         tries += 1
 
 
@@ -128,6 +146,26 @@ def write_change(offer: str, account: str, change: Change, *, token: str) -> byt
 def read_change(text: bytes) -> Change:
     """A change of an enrollment from what is kept."""
     return change_of(decode(text[TOKEN_BYTES:]))[2]
+
+
+def correction_field(account: bytes, request_id: str) -> bytes:
+    """The field that counts the corrections of a decision."""
+    return b"c%b\0%b" % (account, id_bytes(request_id))
+
+
+def write_claim(name: str, until: datetime, *, token: str) -> bytes:
+    """A claim as it is kept: until when it counts, by what whoever made it knows it again, and what is claimed."""
+    return b"%b %b %b" % (digits(micros(until)), token.encode(), encode(name))
+
+
+def is_claim_of(claim: bytes, name: str) -> bool:
+    """Whether this is what was claimed."""
+    return claim.split(b" ", 2)[2] == encode(name)
+
+
+def claimed_until(claim: bytes) -> int:
+    """Until when a claim counts."""
+    return int(claim.split(b" ", 1)[0])
 
 
 def shard_number(account: bytes, *, count: int) -> int:
@@ -189,9 +227,14 @@ def key_of(facts: bytes, salt: bytes) -> bytes:
     return blake2b(facts, digest_size=12, key=salt).digest()
 
 
-def rest_of(request: Request, at: int, decided_at: int, span: tuple[int, ...]) -> bytes:
-    """The part of a record that only Python reads."""
-    return pack((at, request.input_tokens, request.output_tokens, request.cached_tokens, decided_at - at, *span))
+def rest_of(
+    request: Request, at: int, decided_at: int, span: tuple[int, ...], correction: Correction | None = None
+) -> bytes:
+    """The part of a record that only Python reads; a correction comes last in it."""
+    rest = (at, request.input_tokens, request.output_tokens, request.cached_tokens, decided_at - at, *span)
+    if correction is None:
+        return pack(rest)
+    return pack((*rest, {"of": correction.of, **correction_line(correction)}))
 
 
 def span_of(charge: Charge) -> tuple[int, ...]:
@@ -239,6 +282,8 @@ class Record(Struct, frozen=True):
     request_id: str
     id_bytes: bytes
     rest: list[Any]
+    hold: Held | None = None
+    correction: Correction | None = None
 
     @property
     def at(self) -> datetime:
@@ -262,11 +307,25 @@ class Record(Struct, frozen=True):
 def read_record(record: bytes) -> Record:
     """A record from its bytes."""
     line, _, packed = record.partition(b"\n")
+    line, _, ended = line.partition(b"\t")
     account, facts, *words = line.split()
     size = 1 + (packed[0] & 0x1F) if packed[0] <= _FIXSTR_END else 2 + packed[1]
     request_id = unpack(packed[:size])
     known = request_id.hex() if type(request_id) is bytes else request_id
-    return Record(account, facts, words, known, packed[:size], unpack(packed[size:]))
+    rest, correction = unpack(packed[size:]), None
+    if type(rest[-1]) is dict:
+        said = rest.pop()
+        correction = correction_of(said, of=said["of"])
+    return Record(account, facts, words, known, packed[:size], rest, read_ended(ended), correction)
+
+
+def read_ended(text: bytes) -> Held | None:
+    """The hold that a decision ended, from Lua's words: s settled or u unmeasured, its bound, and its window."""
+    if not text:
+        return None
+    bound, *span = text[1:].split()
+    window = None if span == [b"-"] else Window(from_micros(int(span[0])), from_micros(int(span[1])))
+    return Held(int(bound), window, text[:1] == b"u")
 
 
 def decision_of(record: Record, account: str, facts: Facts) -> Decision:
@@ -283,7 +342,10 @@ def decision_of(record: Record, account: str, facts: Facts) -> Decision:
         tools=facts.tools,
         cached_tokens=record.rest[3],
     )
-    return told(record.line, request, facts.terms, record.window, facts.durability)
+    decision = told(record.line, request, facts.terms, record.window, facts.durability)
+    if record.hold is None and record.correction is None:
+        return decision
+    return replace(decision, hold=record.hold, correction=record.correction)
 
 
 def told(words: list[bytes], request: Request, terms: Terms, window: Window | None, durability: Durability) -> Decision:

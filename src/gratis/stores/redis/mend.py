@@ -17,6 +17,7 @@ from gratis.stores.redis.layout import (
     PLACE_HEX,
     Counters,
     account_word,
+    correction_field,
     decision_of,
     digits,
     key_of,
@@ -88,10 +89,12 @@ class Missed:
         for place, (decision, record) in enumerate(zip(self._decisions, self.records, strict=True)):
             word = account_word(decision.offer, decision.account)
             slot = self._slot(word, decision)
-            found = place_of(word, decision.id, self._salt)[PLACE_HEX:]
+            found = place_of(word, decision.request.id, self._salt)[PLACE_HEX:]
             found += (self.first + place).to_bytes(NUMBER_BYTES)
             if found not in value(slot):
                 fields[slot] = value(slot) + found
+            if decision.correction is not None:
+                fields[correction_field(word, decision.correction.of)] = b"%d" % decision.correction.number
             if decision.seq is None or decision.used is None or decision.window is None:
                 continue
             name, listed = _tally_name(word, decision, record), b"l" + word
@@ -113,7 +116,7 @@ class Missed:
         return Counters(self.last, before.base, words, max(before.top, self._level), before.kept)
 
     def _slot(self, word: bytes, decision: Decision) -> bytes:
-        return b"i" + place_of(word, decision.id, self._salt)[: self._level + 1]
+        return b"i" + place_of(word, decision.request.id, self._salt)[: self._level + 1]
 
     def _decision(self, record: Record) -> Decision:
         account = self.words[record.account][1:].decode().partition("\0")[2]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, TypeVar
 
-    from gratis.model import Change, Durability, Enrollment, Entry
+    from gratis.model import Change, Durability, Enrollment, Entry, Hold
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
     from gratis.stores import Cursor, Receipt
@@ -87,6 +87,26 @@ class RedisStore:
             except Shifted:
                 await self._async_link.close()
         return await self._async_link.run(self._core.apply(charges, dry=False))
+
+    def extend(self, offer: str, account: str, request_id: str, *, until: datetime) -> Hold | None:
+        """Have a hold run out at another time."""
+        return self._run(self._core.holding.extend(account_word(offer, account), request_id, until))
+
+    def release(self, offer: str, account: str, request_id: str) -> Hold | None:
+        """Give back what a hold set aside."""
+        return self._run(self._core.holding.release(account_word(offer, account), request_id))
+
+    def holds(self, offer: str, account: str) -> list[Hold]:
+        """Every hold of an account that was not ended, by the time at which it runs out."""
+        return self._run(self._core.holding.all(account_word(offer, account)))
+
+    def corrections(self, offer: str, account: str, request_id: str) -> int:
+        """How often the decision on a request was corrected."""
+        return self._run(self._core.holding.corrections(account_word(offer, account), request_id))
+
+    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> bool:
+        """Be the first to claim a name, and the only one."""
+        return self._run(self._core.claim(offer, account, name, until=until))
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None

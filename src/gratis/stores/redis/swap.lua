@@ -2,6 +2,7 @@
 --
 -- KEYS    state     a hash
 --         ledger    a stream
+--         holds     a sorted set
 -- ARGV    expected  how many pairs of field and value follow that must hold now ('' for a field that is absent)
 --         written   how many pairs of field and value follow that are to be written
 --         dropped   all that follows: fields that are to be deleted
@@ -9,7 +10,7 @@
 --
 -- It also asks whether this user may do all that the scripts of this store need; with nothing to write, only that.
 
-local state, ledger = KEYS[1], KEYS[2]
+local state, ledger, holds = KEYS[1], KEYS[2], KEYS[3]
 local last_expected = 2 + tonumber(ARGV[1]) * 2
 local last_written = last_expected + tonumber(ARGV[2]) * 2
 
@@ -17,7 +18,8 @@ if redis.acl_check_cmd then
   local needed = {
     { 'HMGET', state, 'n' }, { 'HGET', state, 'n' }, { 'HSET', state, 'n', '0' }, { 'HDEL', state, 'n' },
     { 'XADD', ledger, '1-0', 'r', '' }, { 'XRANGE', ledger, '-', '+' }, { 'XLEN', ledger },
-    { 'XTRIM', ledger, 'MINID', '0' },
+    { 'XTRIM', ledger, 'MINID', '0' }, { 'ZADD', holds, '0', '' }, { 'ZREM', holds, '' },
+    { 'ZRANGEBYLEX', holds, '-', '+' },
   }
   for _, command in ipairs(needed) do
     if not redis.acl_check_cmd(unpack(command)) then
@@ -26,6 +28,7 @@ if redis.acl_check_cmd then
   end
 end
 redis.call('XLEN', ledger) -- a key of another type says so now
+redis.call('ZRANGEBYLEX', holds, '-', '+', 'LIMIT', 0, 1)
 
 for at = 3, last_expected, 2 do
   if (redis.call('HGET', state, ARGV[at]) or '') ~= ARGV[at + 1] then

@@ -2,6 +2,7 @@
 --
 -- KEYS    state     a hash
 --         ledger    a stream
+--         holds     a sorted set
 -- ARGV    upto      the last decision to be forgotten: the id of an entry of the ledger
 --         kept      what ended by then is no longer kept, from now on                                  (instant)
 --         fields    all that follows: the fields of the index in which these decisions may be

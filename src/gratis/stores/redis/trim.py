@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gratis.model import micros
 from gratis.stores.redis.calls import Script
-from gratis.stores.redis.layout import OPEN, digits, place_of, read_counters, read_record
+from gratis.stores.redis.layout import OPEN, correction_field, digits, place_of, read_counters, read_record
 from gratis.stores.redis.servers import Call
 from gratis.stores.redis.wire import packed
 
@@ -52,6 +52,10 @@ def trimmed(asking: Asking, shard: Shard, upto: int, horizon: int) -> Flow[int]:
         parts = [b"%d" % end, digits(kept), *sorted(fields)]
         arguments = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         yield from asking.reply(TRIM.call(shard, arguments, len(parts)))
+        for record in records:
+            if record.correction is not None:  # the last one of its decision takes their number with it
+                field = correction_field(accounts[record.account], record.correction.of)
+                yield from asking.swap(shard, {field: b"%d" % record.correction.number}, {}, [field])
     for account in accounts.values():
         yield from _drop_tallies(asking, shard, account, digits(kept))
     return counters.base

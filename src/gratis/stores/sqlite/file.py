@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 APPLICATION_ID = 0x67726174  # "grat"
-SCHEMA = 1
+SCHEMA = 2
+SCRIPTS = {1: "schema.sql", 2: "schema_2.sql"}  # what makes each schema of the one before
 SWITCH_PAUSE_S = 0.005
 CHECK_WHOLE_BYTES_MAX = 64 << 20
 CHECK_ENTRIES = 1_000
@@ -219,39 +220,39 @@ class File:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Create the schema in an empty file; refuse what is foreign, newer, or damaged, and leave it as it is."""
+        """Create the schema in an empty file, add to an older one; refuse what is foreign, newer, or damaged."""
         with self.reading(connection):  # one view: another process may be creating the schema at this moment
-            is_empty = self._recognize(connection)
+            schema = self._recognize(connection)
         mode = self._use_wal(connection)
         if mode != "wal":
             raise StoreError(f"{self.path}: no write-ahead log on this file system (journal mode is {mode!r})")
-        if is_empty:
+        if schema < SCHEMA:
             connection.execute("BEGIN IMMEDIATE")
-            if self._recognize(connection):  # nobody was faster
-                script = (files("gratis.stores.sqlite") / "schema.sql").read_text(encoding="utf-8")
+            for number in range(self._recognize(connection) + 1, SCHEMA + 1):  # unless somebody was faster
+                script = (files("gratis.stores.sqlite") / SCRIPTS[number]).read_text(encoding="utf-8")
                 for statement in _statements(script):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
             connection.execute("COMMIT")
         self._file_id = self._identity()
         if self._is_checked:
             self._check(connection)
 
-    def _recognize(self, connection: sqlite3.Connection) -> bool:
-        """Whether the file is empty; if not, it must be a store of a schema that is known."""
+    def _recognize(self, connection: sqlite3.Connection) -> int:
+        """The schema of the file: 0 if it is empty; if not, it must be a store of a schema that is known."""
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (schema,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables == 0 and application == 0:
-            return True
+            return 0
         if application != APPLICATION_ID:
             raise StoreError(f"{self.path}: a SQLite file of another program; expected a Gratis store or a new file")
         if schema > SCHEMA:
             raise StoreError(
                 f"{self.path}: written by a newer Gratis (schema {schema}, this one knows {SCHEMA}): upgrade Gratis"
             )
-        return False
+        return int(schema)
 
     def _use_wal(self, connection: sqlite3.Connection) -> object:
         """Switch to the write-ahead log; unlike a transaction, the switch does not wait for others by itself."""

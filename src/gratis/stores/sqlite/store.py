@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
-    from gratis.model import Change, Enrollment, Entry
+    from gratis.model import Change, Enrollment, Entry, Hold
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
     from gratis.stores import Cursor, Receipt
@@ -112,6 +112,31 @@ class SQLiteStore:
         for turn in turns:
             turn.end(receipts[place : place + len(turn.charges)])
             place += len(turn.charges)
+
+    def extend(self, offer: str, account: str, request_id: str, *, until: datetime) -> Hold | None:
+        """Have a hold run out at another time."""
+        with self._lock, self._file.writing() as connection:
+            return self._work(connection, self._keys).extend(offer, account, request_id, until)
+
+    def release(self, offer: str, account: str, request_id: str) -> Hold | None:
+        """Give back what a hold set aside."""
+        with self._lock, self._file.writing() as connection:
+            return self._work(connection, self._keys).release(offer, account, request_id)
+
+    def holds(self, offer: str, account: str) -> list[Hold]:
+        """Every hold of an account that was not ended, by the time at which it runs out."""
+        with self._reading() as work:
+            return work.holds(offer, account)
+
+    def corrections(self, offer: str, account: str, request_id: str) -> int:
+        """How often the decision on a request was corrected."""
+        with self._reading() as work:
+            return work.corrections(offer, account, request_id)
+
+    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> bool:  # noqa: ARG002 - kept for good
+        """Be the first to claim a name, and the only one."""
+        with self._lock, self._file.writing() as connection:
+            return self._work(connection, self._keys).claim(offer, account, name)
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None

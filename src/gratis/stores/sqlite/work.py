@@ -9,14 +9,30 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from gratis.enrollment import change
 from gratis.errors import GratisError, UnreadableEntry
-from gratis.lines import decode, encode, enrollment_line, enrollment_of, terms_line, terms_of
+from gratis.lines import (
+    correction_line,
+    correction_of,
+    decode,
+    encode,
+    enrollment_line,
+    enrollment_of,
+    hold_line,
+    hold_of,
+    terms_line,
+    terms_of,
+)
 from gratis.model import (
+    EPOCH,
     Change,
+    Correction,
     Decision,
     Durability,
     Entry,
+    Held,
     Kind,
     Reason,
     Request,
@@ -24,29 +40,35 @@ from gratis.model import (
     from_micros,
     micros,
 )
-from gratis.rule import Tally, decide
-from gratis.stores import Receipt, Status, repeat
+from gratis.rule import Holding, Overdue, Tally, admit, decide
+from gratis.stores import Receipt, Status, again
 from gratis.stores.sqlite.file import UNREADABLE
+from gratis.stores.sqlite.holds import Holds
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
 
-    from gratis.model import Enrollment, Terms
+    from gratis.model import Enrollment, Hold, Terms
     from gratis.offer import Revision
     from gratis.rule import Charge
     from gratis.stores import Bounds
 
 TERMS_CACHED_MAX = 10_000
-_DECIDED = Status.DECIDED  # looked up once: in Python 3.11 naming a member of an enum is slow
+_DECIDED, _TOO_LATE = (
+    Status.DECIDED,
+    Reason.TOO_LATE,
+)  # looked up once: in Python 3.11 naming a member of an enum is slow
 
 _TallyKey = tuple[int, str | None, str, datetime | None]
 
 _FIND_ACCOUNT = "SELECT account FROM accounts WHERE offer = ? AND name = ?"
-_GET_VERSION = "SELECT version FROM accounts WHERE account = ?"
+_GET_VERSION = (
+    "SELECT version, EXISTS (SELECT 1 FROM holds h WHERE h.account = a.account) FROM accounts a WHERE account = ?"
+)
 _FIND_ID = (
-    "SELECT a.version, l.entry FROM accounts a LEFT JOIN ledger l ON l.account = a.account AND l.id = ?"
-    " WHERE a.account = ?"
+    "SELECT a.version, EXISTS (SELECT 1 FROM holds h WHERE h.account = a.account), l.entry"
+    " FROM accounts a LEFT JOIN ledger l ON l.account = a.account AND l.id = ? WHERE a.account = ?"
 )
 _FIND_IDS = "SELECT l.id, l.entry FROM json_each(?) asked CROSS JOIN ledger l ON l.account = ? AND l.id = asked.value"
 _FIND_CALENDAR = (
@@ -60,8 +82,8 @@ _ADD_WINDOW = 'INSERT INTO windows (account, "group", kind, start, end, used, se
 _SET_WINDOW = 'UPDATE windows SET "end" = ?, used = ?, seq = ? WHERE window = ?'
 _ADD_ENTRY = (
     "INSERT INTO ledger (account, id, terms, model, project, input_tokens, output_tokens, cached_tokens, kind, tools,"
-    " at, reason, free_tokens, used, total, window, seq, decided_at, durability)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " at, reason, free_tokens, used, total, window, seq, decided_at, durability, hold, correction, corrects)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _ADD_CHANGE = "INSERT INTO enrollments VALUES (?, ?, ?, ?, ?)"
 _GET_CHANGES = "SELECT version, at, actor, enrollment FROM enrollments WHERE account = ? ORDER BY version"
@@ -73,7 +95,7 @@ _GET_TALLIES = (
 _GET_ENTRIES = (
     "SELECT l.entry, a.name, l.id, l.terms, l.model, l.project, l.input_tokens, l.output_tokens, l.cached_tokens,"
     " l.kind, l.tools, l.at, l.reason, l.free_tokens, l.used, l.total, w.start, w.end, l.seq, l.decided_at,"
-    " l.durability"
+    " l.durability, l.hold, l.correction, l.corrects"
     " FROM ledger l JOIN accounts a ON a.account = l.account LEFT JOIN windows w ON w.window = l.window WHERE "
 )
 
@@ -106,15 +128,21 @@ class Work:
         self._tallies: dict[_TallyKey, tuple[int, Tally]] = {}
         self._changed: dict[int, Tally] = {}
         self._known: dict[int, tuple[int, dict[str, int]]] = {}
+        self._holding: set[int] = set()  # accounts that have holds
         self._decided: dict[tuple[int, str], Decision] = {}
         self._rows: list[tuple[Any, ...]] = []
+        self._now = EPOCH
+        self._latest: datetime | None = None
+        self._kept_since: datetime | None = None
+        self._holds = Holds(connection)
 
     def run(self, charges: Sequence[Charge], now: datetime, *, dry: bool) -> list[Receipt]:
         """Apply each charge, in order."""
-        bounds = self._bounds
-        latest, kept_since = (None, None) if bounds is None else (now + bounds.ahead, now - bounds.keep)
+        self._now, bounds = now, self._bounds
+        if bounds is not None:
+            self._latest, self._kept_since = now + bounds.ahead, now - bounds.keep
         self._look_up(charges)
-        receipts = [self._apply(charge, now, latest, kept_since, dry=dry) for charge in charges]
+        receipts = [self._apply(charge, dry=dry) for charge in charges]
         if len(self._rows) == 1:
             self._connection.execute(_ADD_ENTRY, self._rows[0])
         elif self._rows:
@@ -123,36 +151,77 @@ class Work:
             self._connection.execute(_SET_WINDOW, (micros(tally.window.end), tally.used, tally.seq, window))
         return receipts
 
-    def _apply(
-        self, charge: Charge, now: datetime, latest: datetime | None, kept_since: datetime | None, *, dry: bool
-    ) -> Receipt:
+    def _apply(self, charge: Charge, *, dry: bool) -> Receipt:
         request, terms = charge.request, charge.terms
         account = self.account(terms.offer, request.account)
         version, first = self._found(account, request.id)
+        known = self._known_answer(account, charge, first, version, dry=dry)
+        if known is not None:
+            return known
+        if account in self._holding and charge.step is None and not dry:
+            hold = self._holds.one(account, request.id)
+            if hold is not None:
+                charge = replace(charge, step=Held(hold.tokens_max, hold.window))
+        window, tally, key = (None, None, None) if account is None else self._tally(account, charge)
+        if type(charge.step) is Holding:
+            held = 0 if account is None else self._holds.held(account, charge, tally)
+            hold = admit(charge, tally, held=held, kept_since=self._kept_since)
+            if not dry:
+                account = account or self._add_account(terms.offer, request.account)
+                self._holds.keep(account, hold)
+                self._holding.add(account)
+            return Receipt(Status.HELD, hold=hold)
+        decision, after = decide(charge, tally, kept_since=self._kept_since, durability=self._durability)
+        if decision.reason is _TOO_LATE and decision.correction is not None:
+            return Receipt(Status.CLOSED, decision)
+        if not dry:
+            account = account or self._add_account(terms.offer, request.account)
+            self._write(account, decision, after, (key or _key(account, charge), window, tally))
+        return Receipt(_DECIDED, decision)
+
+    def _known_answer(
+        self, account: int | None, charge: Charge, first: Decision | None, version: int, *, dry: bool
+    ) -> Receipt | None:
+        """The answer to a charge that needs no judgement: it was decided before, or cannot be applied now."""
         if first is not None:
-            return repeat(request, first)
-        if latest is not None and request.at > latest:
-            return Receipt(Status.AHEAD, now=now)
-        if version != charge.version:
+            if type(charge.step) is Overdue and account is not None and not dry:
+                self._holds.drop(account, charge.request.id)
+            return again(charge, first)
+        is_ahead = self._latest is not None and charge.request.at > self._latest
+        if is_ahead and type(charge.step) is not Overdue:
+            return Receipt(Status.AHEAD, now=self._now)
+        if (account in self._holding or charge.step is not None) and not dry:
+            refused = self._holds.refused(account, charge, self._now)
+            if refused is not None:
+                return refused
+        if version != charge.version and type(charge.step) is not Correction:
             history = self._history(account)
             return Receipt(Status.OUTDATED, change=history[-1] if history else None)
+        return None
 
-        window, tally = (None, None) if account is None or charge.window is None else self._tally(account, charge)
-        decision, after = decide(charge, tally, kept_since=kept_since, durability=self._durability)
-        if not dry:
-            if account is None:
-                account = self._add_account(terms.offer, request.account)
-            if after is None:
-                window = None
-            elif window is None or tally is None or tally.window.start != after.window.start:
-                window = self._add_window(account, terms, after)
-                self._tallies[_key(account, charge)] = (window, after)
-            else:
-                self._changed[window] = after
-                self._tallies[_key(account, charge)] = (window, after)
-            self._decided[account, request.id] = decision
-            self._rows.append(self._row(account, decision, window, now))
-        return Receipt(_DECIDED, decision)
+    def _write(
+        self,
+        account: int,
+        decision: Decision,
+        after: Tally | None,
+        place: tuple[_TallyKey, int | None, Tally | None],
+    ) -> None:
+        """Enter a decision with its tally, and end the hold that it settles."""
+        key, window, tally = place
+        if after is None:
+            window = None
+        elif window is None or tally is None or tally.window.start != after.window.start:
+            window = self._add_window(account, decision.terms, after)
+            self._tallies[key] = (window, after)
+        else:
+            self._changed[window] = after
+            self._tallies[key] = (window, after)
+        self._decided[account, decision.request.id] = decision
+        self._rows.append(self._row(account, decision, window))
+        if decision.hold is not None:
+            self._holds.drop(account, decision.id)
+        if decision.correction is not None:
+            self._holds.corrected(account, decision.correction)
 
     def _look_up(self, charges: Sequence[Charge]) -> None:
         """Ask once for each account which version its enrollment has, and which of the ids were decided before."""
@@ -164,12 +233,14 @@ class Work:
             if account is None:
                 continue
             if len(ids) == 1:
-                version, entry = self._connection.execute(_FIND_ID, (ids[0], account)).fetchone()
+                version, has_holds, entry = self._connection.execute(_FIND_ID, (ids[0], account)).fetchone()
                 self._known[account] = (version, {} if entry is None else {ids[0]: entry})
             else:
-                (version,) = self._connection.execute(_GET_VERSION, (account,)).fetchone()
+                version, has_holds = self._connection.execute(_GET_VERSION, (account,)).fetchone()
                 rows = self._connection.execute(_FIND_IDS, (encode(ids).decode(), account))
                 self._known[account] = (version, dict(rows.fetchall()))
+            if has_holds:
+                self._holding.add(account)
 
     def _found(self, account: int | None, request_id: str) -> tuple[int, Decision | None]:
         """The version of the account's enrollment, and the decision that this id has already."""
@@ -184,7 +255,7 @@ class Work:
                 raise ValueError(f"ledger entry {entry}: its window is gone")
         return version, first
 
-    def _row(self, account: int, decision: Decision, window: int | None, now: datetime) -> tuple[Any, ...]:
+    def _row(self, account: int, decision: Decision, window: int | None) -> tuple[Any, ...]:
         """A decision as a row of the ledger, in the order of `_ADD_ENTRY`."""
         request = decision.request
         return (
@@ -205,8 +276,11 @@ class Work:
             decision.total,
             window,
             decision.seq,
-            micros(now),
+            micros(self._now),
             self._durability.value,
+            None if decision.hold is None else encode(hold_line(decision.hold)).decode(),
+            None if decision.correction is None else encode(correction_line(decision.correction)).decode(),
+            None if decision.correction is None else decision.correction.of,
         )
 
     def enroll(
@@ -226,6 +300,31 @@ class Work:
         """Every change of an account's enrollment, oldest first."""
         account = self.account(offer, name)
         return [] if account is None else self._history(account)
+
+    def extend(self, offer: str, name: str, request_id: str, until: datetime) -> Hold | None:
+        """Have a hold run out at another time."""
+        account = self.account(offer, name)
+        return None if account is None else self._holds.extend(account, request_id, until)
+
+    def release(self, offer: str, name: str, request_id: str) -> Hold | None:
+        """Give back what a hold set aside."""
+        account = self.account(offer, name)
+        return None if account is None else self._holds.drop(account, request_id)
+
+    def holds(self, offer: str, name: str) -> list[Hold]:
+        """Every hold of an account, by the time at which it runs out."""
+        account = self.account(offer, name)
+        return [] if account is None else self._holds.all(account)
+
+    def corrections(self, offer: str, name: str, request_id: str) -> int:
+        """How often the decision on a request was corrected."""
+        account = self.account(offer, name)
+        return 0 if account is None else self._holds.corrections(account, request_id)
+
+    def claim(self, offer: str, name: str, claimed: str) -> bool:
+        """Be the first to claim a name."""
+        account = self.account(offer, name)
+        return self._holds.claim(self._add_account(offer, name) if account is None else account, claimed)
 
     def tallies(self, offer: str, name: str, at: datetime | None) -> list[tuple[str, str, Tally]]:
         """Group, kind of window and tally of an account's windows, or of those that take a request of an instant."""
@@ -276,9 +375,23 @@ class Work:
         self._keys.accounts[offer, name] = key
         return key
 
-    def _tally(self, account: int, charge: Charge) -> tuple[int | None, Tally | None]:
-        """The window of a charge and its tally, or those of the last one opened where windows roll."""
+    def _tally(self, account: int, charge: Charge) -> tuple[int | None, Tally | None, _TallyKey | None]:
+        """The window of a charge, its tally and what tells it; where windows roll, of the last one opened.
+
+        One that is pinned to another window has that, if there is such a window.
+        """
+        if charge.window is None:
+            return None, None, None
         key = _key(account, charge)
+        window, tally = self._read_tally(key)
+        if charge.rolls and charge.pin is not None and (tally is None or tally.window.start != charge.pin.start):
+            pinned = (*key[:3], charge.pin.start)
+            found, its = self._read_tally(pinned)
+            if found is not None:
+                return found, its, pinned
+        return window, tally, key
+
+    def _read_tally(self, key: _TallyKey) -> tuple[int | None, Tally | None]:
         if key not in self._tallies:
             *place, start = key
             if start is None:
@@ -288,7 +401,8 @@ class Work:
             if row is None:
                 return None, None
             window, start, end, used, seq = row
-            self._tallies[key] = (window, Tally(Window(from_micros(start), from_micros(end)), used, seq))
+            tally = Tally(Window(from_micros(start), from_micros(end)), used, seq)
+            self._tallies[key] = (window, self._changed.get(window, tally))
         return self._tallies[key]
 
     def _add_window(self, account: int, terms: Terms, tally: Tally) -> int:
@@ -322,6 +436,7 @@ class Work:
         (
             entry, name, request_id, terms, model, project, input_tokens, output_tokens, cached_tokens,
             kind, tools, at, reason, free_tokens, used, total, start, end, seq, decided_at, durability,
+            hold, correction, corrects,
         ) = row  # fmt: skip
         request = Request(
             id=request_id,
@@ -346,6 +461,8 @@ class Work:
             window,
             seq,
             Durability(durability),
+            hold=None if hold is None else hold_of(decode(hold)),
+            correction=None if correction is None else correction_of(decode(correction), of=corrects),
         )
         return Entry(entry, from_micros(decided_at), decision)
 
