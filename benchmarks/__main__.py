@@ -1,4 +1,4 @@
-"""`python -m benchmarks [decide] [replay] [redis] [--out FILE]`: print the tables, and write them as Markdown."""
+"""`python -m benchmarks [decide] [replay] [holds] [redis] [--out FILE]`: print the tables, and write them, too."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import decide, on_redis, replay
+from benchmarks import decide, holds, on_redis, replay
 from benchmarks.harness import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PARTS = ("decide", "replay", "redis")
+PARTS = ("decide", "replay", "holds", "redis")
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     runs: dict[str, Callable[[], Iterator[str]]] = {
         "decide": decide.run,
         "replay": replay.run,
+        "holds": partial(holds.run, program=arguments.server),
         "redis": partial(on_redis.run, program=arguments.server, is_quick=arguments.quick),
     }
     text = [machine()]

@@ -39,7 +39,10 @@ AT = "2025-04-20T12:00:00Z"
 NOON = datetime(2025, 4, 20, 12, tzinfo=UTC)
 PATIENCE_S = 60  # a program that does not answer at all fails its test instead of holding it up
 BOLD, GREEN, RED = "1", "32", "31"
-COMMANDS = ("demo", "decide", "replay", "standing", "explain", "enroll", "offers", "ledger", "audit")
+COMMANDS = (
+    *("demo", "decide", "replay", "standing", "explain", "hold", "settle", "release", "holds", "correct", "enroll"),
+    *("offers", "ledger", "audit"),
+)
 PARTS = ("list", "show", "check", "diff")
 FIELDS = [
     "id",
@@ -815,7 +818,7 @@ def test_explain_on_a_terminal_says_it_in_a_sentence(own: Path, store: str) -> N
     until = r"\d{4}-\d\d-\d\d 00:00 UTC, \d{4}-\d\d-\d\d 09:00 local\n"
     assert re.fullmatch(f"free: within_allowance; 1,000 tokens of group G still fit until {until}", free)
     assert re.fullmatch(f"billed: over_allowance; 1,000 tokens of group G still fit until {until}", billed)
-    assert excluded == "billed: model_not_listed; no allowance covers this request\n"
+    assert excluded == "billed: model_not_listed; no allowance covers this request; group G would take it\n"
 
 
 def test_ledger_audit_offers_and_enrollments_are_tables_on_a_terminal(used: str, own: Path, tmp_path: Path) -> None:
@@ -986,7 +989,9 @@ def test_standing_says_what_is_left_of_each_group(used: str) -> None:
         ("acme", "10M", 10_000_000, 10, 9_999_990),
     ]
     names = ("account", "group", "allowance", "used", "remaining")
-    assert answer.lines == [{**dict(zip(names, row, strict=True)), **common} for row in rows]
+    free = [{"held": 0, "available": row[-1]} for row in rows]
+    lines = [{**dict(zip(names, row, strict=True)), **common, **more} for row, more in zip(rows, free, strict=True)]
+    assert answer.lines == lines
     one = gratis("standing", "--store", used, "--tier", "3", "--at", AT, "--account", "acme")
     assert one.lines == answer.lines[2:]
     assert gratis("standing", "--store", used, "--at", "2020-01-01T00:00:00Z").out == ""
@@ -1078,14 +1083,18 @@ def test_explain_prints_its_advice_as_a_line_and_writes_nothing(own: Path, store
         "reason": "within_allowance",
         "tokens": 1_000,
         "fits": 1_000,
+        "held": 0,
+        "available": 1_000,
+        "elsewhere": [],
         "unit": "tokens",
         "group": "G",
         "allowance": 1_000,
         "window_end": "…",
     }
     assert over == {**fits, "verdict": "billed", "reason": "over_allowance", "tokens": 1_001}
-    nothing = dict.fromkeys(("fits", "unit", "group", "allowance", "window_end"), None)
-    assert unknown == {**fits, **nothing, "model": "M", "verdict": "billed", "reason": "model_not_listed", "tokens": 0}
+    nothing = dict.fromkeys(("fits", "available", "unit", "group", "allowance", "window_end"), None)
+    unlisted = {"model": "M", "verdict": "billed", "reason": "model_not_listed", "tokens": 0, "elsewhere": ["G"]}
+    assert unknown == {**fits, **nothing, **unlisted}
     assert tool == {**fits, **nothing, "verdict": "billed", "reason": "tool_use", "tokens": 0}
     assert gratis("ledger", "--store", store).out == ""
 

@@ -7,8 +7,10 @@ import os
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from importlib.resources import files
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +27,12 @@ from gratis import (
     Request,
     RequestError,
     StoreError,
+    Usage,
 )
-from gratis.model import Durability
+from gratis.model import Durability, Held
 from gratis.offers import load
 from gratis.stores.sqlite import SQLiteStore, Synchronous
+from gratis.stores.sqlite.file import APPLICATION_ID
 from gratis.stores.sqlite.store import _Turn
 from gratis.stores.urls import open_store
 
@@ -118,6 +122,64 @@ def _used(path: Path) -> None:
 def _newer(path: Path) -> None:
     _used(path)
     change(path, "PRAGMA user_version = 3")
+
+
+def test_a_file_of_schema_1_gains_what_schema_2_has(path: Path) -> None:
+    """A store that was made before there were holds keeps all it holds, and holds, corrects and claims from then on."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript((files("gratis.stores.sqlite") / "schema.sql").read_text(encoding="utf-8"))
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("INSERT INTO accounts (offer, name) VALUES ('openai-data-sharing', 'old')")
+    with closing(opened(path)) as store, closing(opened(path)) as other:
+        meter = meter_of(store)
+        assert meter.accounts() == ["old"]
+        hold = meter.hold(request(1, None), 500)
+        assert [one.held for one in meter_of(other).standing()][:1] == [500]
+        meter.settle(hold, Usage(input_tokens=40, output_tokens=2))
+        assert [(entry.decision.used, entry.decision.hold) for entry in meter_of(other).ledger()] == [
+            (42, Held(500, hold.window))
+        ]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_many_may_upgrade_one_file(path: Path) -> None:
+    """Whoever opens an older file first adds what is new; the others find it, and all of them decide."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript((files("gratis.stores.sqlite") / "schema.sql").read_text(encoding="utf-8"))
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+
+    def hold_and_settle(number: int) -> int | None:
+        with closing(opened(path, wait_s=60)) as store:
+            meter = meter_of(store)
+            return meter.settle(meter.hold(request(number, None), 100), Usage(input_tokens=10, output_tokens=0)).used
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(hold_and_settle, range(8))) == [10, 20, 30, 40, 50, 60, 70, 80]
+
+
+def test_what_holds_set_aside_is_summed_up_by_the_file(path: Path) -> None:
+    """Whatever is held, settled, released: the sums are of what is left; and of a hold only its end may change."""
+    with closing(opened(path)) as store:
+        meter = meter_of(store)
+        holds = [meter.hold(request(number, None), 10 * number) for number in range(1, 6)]
+        meter.settle(holds[0], Usage(input_tokens=1, output_tokens=0))
+        meter.release(holds[1])
+        meter.extend(holds[2], for_=timedelta(hours=1))
+        assert [row.held for row in meter.standing()][:1] == [30 + 40 + 50]
+        for each in holds[2:]:
+            meter.release(each)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT (SELECT count(*) FROM holds), (SELECT count(*) FROM held)").fetchone() == (
+            0,
+            0,
+        )
+    with closing(opened(path)) as store:
+        meter_of(store).hold(request(9, None), 10)
+    with closing(sqlite3.connect(path)) as connection, pytest.raises(sqlite3.IntegrityError, match="only its end"):
+        connection.execute("UPDATE holds SET aside = 0")
 
 
 def _foreign(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gratis.classify import EXCLUDES, Case, amount, case_of, charge_in, window_at
+from gratis.classify import EXCLUDES, Case, amount, case_of, charge_in, exclusion, window_at
 from gratis.errors import Conflict, RequestError
 from gratis.model import Correction, Hold, Kind, Reason, Remedy, Request, correction_id, stamp
 from gratis.rule import contribution
@@ -171,16 +171,22 @@ class Book:
         held = 0 if hold is None or hold.held is None else hold.held
         return Explanation(decision, left if left >= 0 else None, terms.unit, held)
 
-    def takers(self, request: Request, standings: Sequence[Standing]) -> tuple[str, ...]:
-        """The groups, but for the request's own, whose models have room for all of it beside what is held."""
-        revision = self.offer.at(request.at)
-        own = None if revision is None else revision.group_of(request.model, request.kind)
-        groups = {} if revision is None else {group.name: group for group in revision.groups}
-        return tuple(
-            one.group
-            for one in standings
-            if (own is None or one.group != own.name) and amount(groups[one.group], request) <= one.available
-        )
+    def takers(self, found: Explanation, standings: Sequence[Standing]) -> tuple[str, ...]:
+        """The groups, but for the request's own, that would take all of it beside what is held, were it for them."""
+        request = found.decision.request
+        revision, enrollment = self.offer.at(request.at), found.decision.terms.enrollment
+        if revision is None or found.reason is Reason.TOO_LATE:
+            return ()
+        own = revision.group_of(request.model, request.kind)
+        available = {one.group: one.available for one in standings}
+        takers = []
+        for group in revision.groups:
+            asked = replace(request, model=min(group.models or (request.model,)))
+            is_other = group is not own and revision.group_of(asked.model, asked.kind) is group
+            takes = is_other and exclusion(revision, asked, enrollment) is None
+            if takes and amount(group, asked) <= available[group.name]:
+                takers.append(group.name)
+        return tuple(takers)
 
     @staticmethod
     def no_hold(request: Request, decision: Decision, *, until: datetime, expiry: Expiry) -> Hold:

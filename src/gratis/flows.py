@@ -149,7 +149,7 @@ def words_on(book: Book, account: str, request_id: str) -> Flow[list[Decision]]:
     return [
         replace(receipt.decision, replayed=False)
         for receipt in receipts
-        if receipt.decision is not None and _is_known(receipt)
+        if receipt.decision is not None and receipt.status is not Status.DECIDED  # dry: it was not decided
     ]
 
 
@@ -193,7 +193,7 @@ def explained(book: Book, request: Request) -> Flow[Explanation]:
     if found.is_free or found.decision.replayed or request.tokens is None:
         return found
     standings = yield from standing(book, request.account, at=request.at)
-    return replace(found, elsewhere=book.takers(request, standings))
+    return replace(found, elsewhere=book.takers(found, standings))
 
 
 def standing(book: Book, account: str, *, at: datetime) -> Flow[list[Standing]]:

@@ -65,6 +65,7 @@ def _demo(commands: Commands) -> None:
 def _decide(commands: Commands) -> None:
     command = _command(commands, "decide", decisions.decide, "decide requests, and keep the decisions")
     _file(command, "requests, one JSON object a line")
+    _responses(command)
     _store(command)
     _offer(command)
     _assumed(command)
@@ -82,6 +83,7 @@ def _decide(commands: Commands) -> None:
 def _replay(commands: Commands) -> None:
     command = _command(commands, "replay", decisions.replay, "judge a log in order under any reading; keeps nothing")
     _file(command, "requests, one JSON object a line")
+    _responses(command)
     _offer(command)
     _assumed(command)
     command.add_argument(
@@ -265,6 +267,14 @@ def _command(commands: Commands, name: str, run: Run, text: str) -> argparse.Arg
 
 def _file(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("file", nargs="?", default="-", metavar="FILE", help=f"{what}; - or nothing for stdin")
+
+
+def _responses(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--responses", action="store_true", help="the lines are the provider's responses, or a batch's output"
+    )
+    command.add_argument("--account", default="default", help="with --responses: whose they are (default: default)")
+    command.add_argument("--project", help="with --responses: the project that sent them")
 
 
 def _store(command: argparse.ArgumentParser) -> None:

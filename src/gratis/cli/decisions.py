@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
+from gratis import usage
 from gratis.audit.replay import Replay
 from gratis.cli.screen import Listing, is_table, safe
 from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
 from gratis.errors import EnrollmentError, GratisError, RequestError
-from gratis.lines import ENTRY_BYTES_MAX, change_of, request_of
+from gratis.lines import ENTRY_BYTES_MAX, LINE_BYTES_MAX, change_of, request_of
 from gratis.meter import Meter
 from gratis.model import Decision, Enrollment, Sharing
 from gratis.offers import load
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 SENTENCE_MAX = 1_000
+RESPONSE_BYTES_MAX = 16 << 20  # a response carries its text
 COLUMNS = (
     ("at", 20, False),
     ("id", 20, False),
@@ -80,15 +83,17 @@ def assumed(arguments: argparse.Namespace) -> Enrollment | None:
 def _judge(arguments: argparse.Namespace, judge: Callable[[Sequence[Request]], list[Answer]]) -> int:
     """Judge a stream of requests in its order; a bad line is reported and the others go on."""
     complain, progress = Complaints(arguments.file), Progress("requests")
+    read = partial(_of_response, arguments) if arguments.responses else request_of
     show = Listing(COLUMNS).decisions if is_table(arguments.format) else Output().decisions
+    line_max = RESPONSE_BYTES_MAX if arguments.responses else LINE_BYTES_MAX
     with reading(arguments.file) as file:
-        for batch in batches(file):
+        for batch in batches(file, line_max=line_max):
             numbers: list[int] = []
             requests: list[Request] = []
             errors: list[tuple[int, RequestError]] = []
             for number, line in batch:
                 try:
-                    requests.append(request_of(parsed(line)))
+                    requests.append(read(parsed(line, line_max=line_max)))
                     numbers.append(number)
                 except RequestError as error:
                     if line.strip():
@@ -106,6 +111,13 @@ def _judge(arguments: argparse.Namespace, judge: Callable[[Sequence[Request]], l
             progress.add(len(batch))
     progress.end()
     return BAD_INPUT if complain.count else 0
+
+
+def _of_response(arguments: argparse.Namespace, line: object) -> Request:
+    """A request from the provider's response to it, or from a line of a batch's output."""
+    if not isinstance(line, dict):
+        raise RequestError("line", f"found {type(line).__name__}; expected a JSON object")
+    return usage.request(line, account=arguments.account, project=arguments.project)
 
 
 def _by_number(error: tuple[int, RequestError]) -> int:
