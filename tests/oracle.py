@@ -389,9 +389,8 @@ class Oracle:
                 return gone
             return self._correct(key, request, remedy, now, actor=actor, why=why)
         pin = (latest["window"] or first["pin"]) if is_same_group else None
-        line, kept = self._decision(
-            request, now, first["enrollment"], pin=pin, returned=latest["took"], is_void=is_void
-        )
+        stays = latest["line"]["reason"] if is_void and latest["window"] is None else None
+        line, kept = self._decision(request, now, first["enrollment"], pin=pin, returned=latest["took"], stays=stays)
         if line["reason"] == "too_late":
             return {"error": "ahead", "field": "at"}
         line["correction"] = {
@@ -413,12 +412,12 @@ class Oracle:
         *,
         pin: dict[str, int] | None = None,
         returned: int = 0,
-        is_void: bool = False,
+        stays: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, int] | None]:
-        """The line of a decision, and its window after it, if it has one."""
+        """The line of a decision, and its window after it, if it has one; some stay billed for a reason they had."""
         at, tokens = request["at"], tokens_of(request)
         revision = revision_at(at)
-        reason = excluded(request, revision, enrollment)
+        reason = stays or excluded(request, revision, enrollment)
         line: dict[str, Any] = {
             "id": request["id"],
             "account": request["account"],
@@ -467,8 +466,7 @@ class Oracle:
         line["free_tokens"] = free
         line["billed_tokens"] = tokens - free
         line["total"] = used + tokens
-        opens = (is_free or free > 0) and not is_void
-        if window["seq"] == 0 and revision["window"] == "rolling" and not opens:
+        if window["seq"] == 0 and revision["window"] == "rolling" and not is_free and free == 0:
             line["used"] = 0
             line["remaining"] = allowance
             return line, None

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from gratis.classify import EXCLUDES, Case, amount, case_of, charge_in, exclusion, window_at
 from gratis.errors import Conflict, RequestError
 from gratis.model import Correction, Hold, Kind, Reason, Remedy, Request, correction_id, stamp
-from gratis.rule import contribution
+from gratis.rule import Charge, contribution
 from gratis.stores import Status, held_in
 from gratis.window import Rolling
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gratis.model import Change, Decision, Enrollment, Expiry, Unit, Window
     from gratis.offer import Offer
-    from gratis.rule import Charge, Step, Tally
+    from gratis.rule import Step, Tally
     from gratis.stores import Receipt
     from gratis.thresholds import Threshold
 
@@ -291,6 +291,9 @@ def corrects(
     if latest.used is None or (case.terms.group, case.terms.window) == _place(latest):
         window = latest.window or (None if first.hold is None else first.hold.window)
     step = Correction(first.request.id, number, remedy, contribution(latest, taken), window, actor, why)
+    if is_void and latest.window is None:
+        # It counted in no window, and is not to open one: it stays what it was, of no tokens.
+        return Charge(request, replace(latest.terms, reason=latest.reason), 0, 0, None, rolls=False, step=step)
     charge = charge_in(case, request, 0, step)
     return replace(charge, amount=0) if is_void else charge
 

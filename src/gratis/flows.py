@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from gratis.book import read
 from gratis.enrollment import check_owner
 from gratis.errors import Conflict, NotExecuted, OutcomeUnknown, RequestError
-from gratis.model import EPOCH, Expiry, Held, Remedy, Request, check_name, correction_id
+from gratis.model import EPOCH, Expiry, Held, Reason, Remedy, Request, check_name, correction_id
 from gratis.rule import Holding, Overdue
-from gratis.stores import BATCH_MAX, Status
+from gratis.stores import BATCH_MAX, Receipt, Status, stops
 from gratis.thresholds import reached, tell
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from gratis.book import Book, Explanation, Standing
     from gratis.model import Change, Decision, Hold, Usage
     from gratis.rule import Step
-    from gratis.stores import Receipt
 
     T = TypeVar("T")
     Flow = Generator["Ask", Any, T]
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
 ROUNDS_MAX = 16
 _WRITTEN = frozenset({Status.DECIDED, Status.HELD, Status.GONE})
 ENDS_MAX = 100_000
+CLOSED = "its window is no longer kept; what was decided in it stands"
+_DECIDED = Status.DECIDED
+_LATER = frozenset({Status.OUTDATED, Status.EXPIRED, Status.WAITING})
 
 
 class Ask(Struct, frozen=True):
@@ -51,13 +53,9 @@ def decided(book: Book, requests: Sequence[Request]) -> Flow[list[Decision | Req
     answers: list[Decision | RequestError] = []
     for place in range(0, len(requests), BATCH_MAX):
         part = requests[place : place + BATCH_MAX]
-        receipts = yield from _applied(book, [(request, None) for request in part])
-        for request, receipt in zip(part, receipts, strict=True):
-            first = None if receipt.status is Status.DECIDED else receipt.decision
-            if first is not None and first.is_unmeasured and request.tokens is not None:
-                answers.append((yield from _settled_late(book, request)))
-            else:
-                answers.append(read(request, receipt))
+        found = yield from _applied(book, [(request, None) for request in part])
+        for request, answer in zip(part, found, strict=True):
+            answers.append(read(request, answer) if isinstance(answer, Receipt) else answer)
     return answers
 
 
@@ -65,6 +63,7 @@ def held(book: Book, request: Request, tokens_max: int, *, until: datetime, expi
     """A hold of so many tokens for a request, or what is known of one that was decided."""
     bounded = replace(request, input_tokens=tokens_max, output_tokens=0, cached_tokens=0)
     (receipt,) = yield from _applied(book, [(bounded, Holding(until, expiry))])
+    assert isinstance(receipt, Receipt), "who asks for a hold is not late"
     if receipt.status is Status.HELD:
         assert receipt.hold is not None, "a hold that was asked for is there"
         return receipt.hold
@@ -85,13 +84,18 @@ def one(book: Book, request: Request) -> Flow[Decision]:
 def settled(book: Book, hold: Hold, usage: Usage) -> Flow[Decision]:
     """The decision on a held request by what it used, or by its bound where nobody could read that."""
     request = settling(hold, usage)
-    if request.tokens is None:
-        (receipt,) = yield from _applied(book, [(hold.request, Held(hold.tokens_max, hold.window, is_unmeasured=True))])
-        answer = read(hold.request, receipt)
-        if isinstance(answer, RequestError):
-            raise answer
-        return answer
-    return (yield from one(book, request))
+    if request.tokens is not None:
+        return (yield from one(book, request))
+    bound = max(hold.tokens_max, (usage.input_tokens or 0) + (usage.output_tokens or 0))
+    request = replace(request, input_tokens=bound, output_tokens=0, cached_tokens=0)
+    (receipt,) = yield from _applied(book, [(request, Held(bound, hold.window, is_unmeasured=True))])
+    assert isinstance(receipt, Receipt), "who knows nothing better is not late"
+    if receipt.status is Status.CONFLICT and receipt.decision is not None and receipt.decision.is_unmeasured:
+        return replace(receipt.decision, replayed=True)  # its hold ran out: it was decided by its bound already
+    answer = read(request, receipt)
+    if isinstance(answer, RequestError):
+        raise answer
+    return answer
 
 
 def settling(hold: Hold, usage: Usage) -> Request:
@@ -117,7 +121,7 @@ def released(book: Book, hold: Hold) -> Flow[Decision | None]:
     words = yield from words_on(book, hold.account, hold.id)
     if not words or not words[0].is_unmeasured or any(_is_end(word) for word in words):
         return None
-    return (yield from _corrected(book, words[0].request, Remedy.RELEASED))
+    return (yield from _corrected(book, _latest(words), Remedy.RELEASED))
 
 
 def extended(book: Book, hold: Hold, *, until: datetime) -> Flow[Hold]:
@@ -131,13 +135,19 @@ def extended(book: Book, hold: Hold, *, until: datetime) -> Flow[Hold]:
 def expired(book: Book, account: str, *, now: datetime) -> Flow[list[Decision]]:
     """End the holds of an account that ran out of time: the decisions on those that are decided by their bound."""
     decisions: list[Decision] = []
+    before: list[str] = []
     while True:
         holds: list[Hold] = yield Ask("holds", (book.offer.name, account))
         due = [hold for hold in holds if hold.until <= now][:BATCH_MAX]
-        if not due:
+        ids = [hold.id for hold in due]
+        if not due or ids == before:  # the clock may have gone back meanwhile
             return decisions
         receipts = yield from _applied(book, [(hold.request, _end(hold)) for hold in due])
-        decisions += [one.decision for one in receipts if one.status is Status.DECIDED and one.decision is not None]
+        ended = [
+            receipt.decision for receipt in receipts if isinstance(receipt, Receipt) and receipt.status is _DECIDED
+        ]
+        decisions += [decision for decision in ended if decision is not None]
+        before = ids
 
 
 def words_on(book: Book, account: str, request_id: str) -> Flow[list[Decision]]:
@@ -146,11 +156,12 @@ def words_on(book: Book, account: str, request_id: str) -> Flow[list[Decision]]:
     ids = [request_id, *(correction_id(request_id, number) for number in range(1, count + 1))]
     probes = [book.charge(Request(id=one, model="", at=EPOCH, account=account)) for one in ids]
     receipts: list[Receipt] = yield Ask("apply", (probes,), {"dry": True})
-    return [
+    words = [
         replace(receipt.decision, replayed=False)
         for receipt in receipts
-        if receipt.decision is not None and receipt.status is not Status.DECIDED  # dry: it was not decided
+        if receipt.decision is not None and receipt.status is not _DECIDED  # dry: it was not decided
     ]
+    return words if words and words[0].correction is None else []  # a correction's id is no request's
 
 
 def corrected(
@@ -162,8 +173,8 @@ def corrected(
     check_owner(history, actor, "corrects its decisions")
     words = yield from words_on(book, account, request_id)
     if not words:
-        raise RequestError("id", f"no decision on request {request_id!r} of account {account!r}")
-    request = words[0].request
+        raise _unknown(Request(id=request_id, model="", at=EPOCH, account=account))
+    request = _latest(words)
     if usage is None:
         return (yield from _corrected(book, request, Remedy.VOIDED, actor=actor, why=why))
     if usage.input_tokens is None:
@@ -207,35 +218,42 @@ def standing(book: Book, account: str, *, at: datetime) -> Flow[list[Standing]]:
     return book.standing(account, at, history[-1] if history else None, tallies, holds)
 
 
-def _applied(book: Book, turns: Sequence[Turn]) -> Flow[list[Receipt]]:
-    """Have charges applied, whatever comes between: the receipts that remain are answers, or refusals for good."""
-    found: dict[int, Receipt] = {}
+def _applied(book: Book, turns: Sequence[Turn]) -> Flow[list[Receipt | Decision | RequestError]]:
+    """Have charges applied, whatever comes between: the receipts that remain are answers, or refusals for good.
+
+    A settle that comes after its hold ran out of time is made here, in its place: its answer is no receipt any more.
+    """
+    found: dict[int, Receipt | Decision | RequestError] = {}
     pending = list(enumerate(turns))
     over: dict[tuple[str, str], Hold] = {}
-    changes = ends = 0
-    while changes < ROUNDS_MAX and ends < ENDS_MAX:
+    changes = rounds = 0
+    while changes < ROUNDS_MAX and rounds < ENDS_MAX:
         charges = [book.charge(hold.request, _end(hold)) for hold in over.values()]
         charges += [book.charge(*turn) for _, turn in pending]
         receipts: list[Receipt] = yield Ask("apply", (charges,))
         yield from _told(book, receipts)
-        again, due = [], {}
+        again: list[tuple[int, Turn]] = []
+        due: dict[tuple[str, str], Hold] = {}
         for key, receipt in zip(over, receipts, strict=False):
             if receipt.status is Status.OUTDATED:
+                book.learn(key[0], receipt.change)
                 due[key] = over[key]
-        for (place, turn), receipt in zip(pending, receipts[len(over) :], strict=True):
+        ours = zip(pending, charges[len(over) :], receipts[len(over) :], strict=True)
+        for (place, turn), charge, receipt in ours:
             if receipt.status is Status.OUTDATED:
                 book.learn(turn[0].account, receipt.change)
-            elif receipt.status is Status.EXPIRED:
+            if receipt.status in _LATER:
                 due |= {(hold.account, hold.id): hold for hold in receipt.due}
+                again.append((place, turn))
+            elif stops(charge, receipt):
+                found[place] = yield from _settled_late(book, turn[0])
             else:
                 found[place] = receipt
-                continue
-            again.append((place, turn))
         if not again:
             return [found[place] for place in range(len(turns))]
         changes += any(receipt.status is Status.OUTDATED for receipt in receipts)
-        pending, over, ends = again, due, ends + len(due)
-    raise NotExecuted(f"the enrollment changed {changes} times, and {ends} holds ran out of time meanwhile")
+        pending, over, rounds = again, due, rounds + 1
+    raise NotExecuted(f"the enrollment changed {changes} times, and holds ran out of time {rounds} times meanwhile")
 
 
 def _told(book: Book, receipts: Sequence[Receipt]) -> Flow[None]:
@@ -267,6 +285,15 @@ def _is_known(receipt: Receipt) -> bool:
     return receipt.status in {Status.DECIDED, Status.REPLAYED, Status.CONFLICT}
 
 
+def _unknown(request: Request) -> RequestError:
+    return RequestError("id", f"no decision on request {request.id!r} of account {request.account!r}")
+
+
+def _latest(words: Sequence[Decision]) -> Request:
+    """A request as the latest word on it has it."""
+    return replace(words[-1].request, id=words[0].request.id)
+
+
 def _end(hold: Hold) -> Overdue:
     return Overdue(hold.tokens_max, hold.window)
 
@@ -279,6 +306,8 @@ def _is_end(word: Decision) -> bool:
 def _settled_late(book: Book, request: Request) -> Flow[Decision | RequestError]:
     """The decision on a request whose hold ran out of time before it was settled: it corrects what was assumed."""
     words = yield from words_on(book, request.account, request.id)
+    if not words or words[0].request.at != request.at:
+        return Conflict("at", words[0]) if words else _unknown(request)
     for word in words:
         if word.correction is None or word.correction.remedy is not Remedy.SETTLED:
             continue
@@ -287,9 +316,10 @@ def _settled_late(book: Book, request: Request) -> Flow[Decision | RequestError]
             if getattr(same, field) != getattr(request, field):
                 return Conflict(field, word)
         return replace(word, replayed=True)
-    if words[0].request.at != request.at:
-        return Conflict("at", words[0])
-    return (yield from _corrected(book, request, Remedy.SETTLED))
+    try:
+        return (yield from _corrected(book, request, Remedy.SETTLED))
+    except RequestError as error:
+        return error
 
 
 def _corrected(
@@ -298,6 +328,10 @@ def _corrected(
     """Correct what was said of a request; said once already, it is not said again."""
     for _ in range(ROUNDS_MAX):
         words = yield from words_on(book, request.account, request.id)
+        if not words:
+            raise _unknown(request)
+        if words[-1].reason is Reason.TOO_LATE:
+            raise RequestError("at", CLOSED)
         charge = book.correction(words, request, remedy, actor=actor, why=why)
         if charge is None:
             return replace(words[-1], replayed=True)
@@ -305,9 +339,9 @@ def _corrected(
         yield from _told(book, receipts)
         (receipt,) = receipts
         if receipt.status is Status.CLOSED:
-            raise RequestError("at", "its window is no longer kept; what was decided in it stands")
-        if receipt.status is Status.CONFLICT and receipt.decision is not None and receipt.decision.correction is None:
-            raise Conflict("id", receipt.decision)
+            raise RequestError("at", CLOSED)
+        if receipt.status is Status.CONFLICT and (receipt.decision is None or receipt.decision.correction is None):
+            raise Conflict("id", receipt.decision, hold=receipt.hold)
         if receipt.status not in {Status.DECIDED, Status.REPLAYED}:
             continue  # somebody else corrected it meanwhile
         decision = receipt.decision

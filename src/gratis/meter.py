@@ -194,18 +194,16 @@ class Meter:
     def _run(self, flow: Flow[T], *answers: Receipt) -> T:
         """Drive a flow; an answer that is there already is that to its first question."""
         written: list[list[Receipt]] = []
-        try:
-            ask = next(flow)
-            if answers:
-                ask = flow.send(list(answers))
-            while True:
-                answer = self._answer(ask, written)
+        known, answer = list(answers), None
+        while True:
+            try:
                 ask = flow.send(answer)
-        except StopIteration as end:
-            found: T = end.value
-            return found
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            answer, known = known or self._answer(ask, written), []
 
-    def _answer(self, ask: Ask, written: list[list[Receipt]]) -> object:
+    def _answer(self, ask: Ask, written: list[list[Receipt]]) -> Any:
         try:
             answer = getattr(self._store, ask.verb)(*ask.args, **ask.options)
         except NotExecuted as error:
@@ -384,18 +382,16 @@ class AsyncMeter:
     async def _run(self, flow: Flow[T], *answers: Receipt) -> T:
         """Drive a flow; an answer that is there already is that to its first question."""
         written: list[list[Receipt]] = []
-        try:
-            ask = next(flow)
-            if answers:
-                ask = flow.send(list(answers))
-            while True:
-                answer = await self._answer(ask, written)
+        known, answer = list(answers), None
+        while True:
+            try:
                 ask = flow.send(answer)
-        except StopIteration as end:
-            found: T = end.value
-            return found
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            answer, known = known or await self._answer(ask, written), []
 
-    async def _answer(self, ask: Ask, written: list[list[Receipt]]) -> object:
+    async def _answer(self, ask: Ask, written: list[list[Receipt]]) -> Any:
         try:
             if ask.verb != "apply":
                 return await self._gathered.run(getattr(self._store, ask.verb), *ask.args, **ask.options)

@@ -65,6 +65,7 @@ class Status(Enum):
     OUTDATED = auto()
     HELD = auto()
     EXPIRED = auto()
+    WAITING = auto()
     GONE = auto()
     STALE = auto()
     CLOSED = auto()
@@ -76,9 +77,10 @@ class Receipt(Struct, frozen=True, gc=False):
     DECIDED and REPLAYED carry the decision, CONFLICT the first one and the field that differs, AHEAD the store's
     time. OUTDATED says that the charge rests on an enrollment that is no longer the latest, and carries that one.
     HELD carries the hold that was asked for. EXPIRED says that holds of the account ran out of time, and carries some:
-    they are to be ended first. GONE says that the hold that a charge was to end for want of time is no more. STALE says
-    that a correction is not the next one, CLOSED that its window is no longer kept. Only DECIDED, HELD and GONE wrote
-    anything; a conflict with a hold carries that.
+    they are to be ended first. WAITING says that an earlier charge of the account in the same call is to be dealt with
+    first, so that a batch is what its charges are one by one. GONE says that the hold that a charge was to end for want
+    of time is no more. STALE says that a correction is not the next one, CLOSED that its window is no longer kept. Only
+    DECIDED, HELD and GONE wrote anything; a conflict with a hold carries that.
     """
 
     status: Status
@@ -221,13 +223,15 @@ def repeat(request: Request, first: Decision) -> Receipt:
     return Receipt(Status.REPLAYED, replace(first, replayed=True))
 
 
-def again(charge: Charge, first: Decision) -> Receipt:
+def again(charge: Charge, first: Decision) -> Receipt:  # noqa: PLR0911 - a row a case
     """The receipt of any charge whose id was decided before.
 
     Of one that asks for a hold only the time is compared: what it was then settled with, even the model that answered,
     was not known yet. A correction also has to say the same as the first time.
     """
     step, request = charge.step, charge.request
+    if first.correction is not None and type(step) is not Correction:
+        return Receipt(Status.CONFLICT, first, "id")  # a correction's id is no request's
     if step is None:
         return repeat(request, first)
     if type(step) is Holding:
@@ -245,11 +249,21 @@ def again(charge: Charge, first: Decision) -> Receipt:
 
 def held_again(charge: Charge, hold: Hold) -> Receipt:
     """The receipt of a charge whose id is held: the same hold, or a conflict; to be decided it needs but its time."""
+    if type(charge.step) is Correction:
+        return Receipt(Status.CONFLICT, field="id", hold=hold)
     fields = CONFLICT_FIELDS if type(charge.step) is Holding else ("at",)
     for field in fields:
         if getattr(charge.request, field) != getattr(hold.request, field):
             return Receipt(Status.CONFLICT, field=field, hold=hold)
     return Receipt(Status.HELD, hold=replace(hold, replayed=True))
+
+
+def stops(charge: Charge, receipt: Receipt) -> bool:
+    """Whether what follows of its account waits: holds ran out of time, or a settle comes after its hold did."""
+    if receipt.status is Status.EXPIRED:
+        return True
+    first = None if receipt.status is Status.DECIDED or charge.step is not None else receipt.decision
+    return first is not None and first.is_unmeasured and charge.request.tokens is not None
 
 
 def held_in(hold: Hold) -> tuple[str | None, str, datetime | None]:

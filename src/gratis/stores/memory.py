@@ -17,7 +17,7 @@ from gratis.enrollment import change
 from gratis.errors import StoreError
 from gratis.model import Correction, Durability, Entry, Expiry, Held, Reason
 from gratis.rule import Holding, Overdue, admit, decide
-from gratis.stores import Bounds, Receipt, Status, again, held_again, held_in, places
+from gratis.stores import Bounds, Receipt, Status, again, held_again, held_in, places, stops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PAGE = 1_000
 DUE_MAX = 100
+TIMELESS = (Overdue, Correction)  # steps that are about a request whose time was judged before
 _DECIDED, _TOO_LATE = (
     Status.DECIDED,
     Reason.TOO_LATE,
@@ -112,7 +113,31 @@ class MemoryStore:
             self._check_open()
             now, bounds = self._clock(), self._bounds
             latest, kept_since = (None, None) if bounds is None else (now + bounds.ahead, now - bounds.keep)
-            return [self._apply(charge, now, latest, kept_since, dry=dry) for charge in charges]
+            if len(charges) == 1:
+                return [self._apply(charges[0], now, latest, kept_since, dry=dry)]
+            return self._apply_many(charges, now, latest, kept_since, dry=dry)
+
+    def _apply_many(
+        self,
+        charges: Sequence[Charge],
+        now: datetime,
+        latest: datetime | None,
+        kept_since: datetime | None,
+        *,
+        dry: bool,
+    ) -> list[Receipt]:
+        receipts: list[Receipt] = []
+        stopped: set[tuple[str, str]] = set()
+        for charge in charges:
+            key = (charge.terms.offer, charge.request.account)
+            if key in stopped and charge.request.id not in self._accounts[key].decisions:
+                receipts.append(Receipt(Status.WAITING))
+                continue
+            receipt = self._apply(charge, now, latest, kept_since, dry=dry)
+            if receipt.status is not _DECIDED and not dry and stops(charge, receipt):
+                stopped.add(key)
+            receipts.append(receipt)
+        return receipts
 
     def _apply(
         self, charge: Charge, now: datetime, latest: datetime | None, kept_since: datetime | None, *, dry: bool
@@ -274,7 +299,7 @@ def _known(account: _Account, charge: Charge, now: datetime, latest: datetime | 
         if type(charge.step) is Overdue and not dry:
             account.drop(charge.request.id)
         return again(charge, first)
-    if latest is not None and charge.request.at > latest and type(charge.step) is not Overdue:
+    if latest is not None and charge.request.at > latest and type(charge.step) not in TIMELESS:
         return Receipt(Status.AHEAD, now=now)
     if (account.holds or charge.step is not None) and not dry:
         refused = _refused(account, charge, now)
@@ -285,13 +310,15 @@ def _known(account: _Account, charge: Charge, now: datetime, latest: datetime | 
     return None
 
 
-def _refused(account: _Account, charge: Charge, now: datetime) -> Receipt | None:
+def _refused(account: _Account, charge: Charge, now: datetime) -> Receipt | None:  # noqa: PLR0911 - a row a case
     """Why a charge is not applied now, as far as holds and corrections go."""
     step, request_id = charge.step, charge.request.id
+    hold = account.holds.get(request_id)
     if type(step) is Correction:
+        if hold is not None:
+            return held_again(charge, hold)
         is_next = account.corrections.get(step.of, 0) == step.number - 1
         return None if is_next else Receipt(Status.STALE)
-    hold = account.holds.get(request_id)
     if type(step) is Overdue:
         if hold is None or hold.until > now:
             return Receipt(Status.GONE)

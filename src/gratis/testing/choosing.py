@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
-from gratis.model import TOKENS_MAX, Decision, Enrollment, Kind, Request, Sharing
+from gratis.model import TOKENS_MAX, Decision, Enrollment, Expiry, Hold, Kind, Request, Sharing, Usage
 from gratis.offer_file import parse
 from gratis.stores import CONFLICT_FIELDS, Bounds
 from gratis.testing.scene import DAY, HOUR, READINGS, TICK, WINDOWS, Clock
@@ -86,6 +86,8 @@ PASS_MAX = 40 * DAY
 AGES = (TICK, SECOND, HOUR, 5 * HOUR, DAY, 2 * DAY, 7 * DAY, 9 * DAY, 40 * DAY)
 BOUNDS = (Bounds(), Bounds(), Bounds(keep=DAY, ahead=timedelta()), Bounds(keep=timedelta(), ahead=HOUR), None)
 BATCHES = (0, 1, 2, 3, 5, 8, 30)
+HOLD_TIMES = (TICK, SECOND, MINUTE, MINUTE, 20 * MINUTE, HOUR, 5 * HOUR, DAY)
+REASONS_WHY = ("counted twice", "refunded", "\u05d0'\"")
 
 _REVISION = """
 [[revisions]]
@@ -133,6 +135,7 @@ class Choices:
         self._keep = self.bounds.keep if self.bounds else timedelta()
         self._asked: list[tuple[int, Request]] = []
         self._last: dict[tuple[int, str, str], Decision] = {}
+        self._held: list[tuple[int, Hold]] = []
         self._names = 0
         self._steps: list[Callable[[], Step | None]] = [
             *[self._decide] * 40,
@@ -142,6 +145,11 @@ class Choices:
             *[self._enroll] * 4,
             *[self._explain] * 4,
             *[self._look_at_standing] * 3,
+            *[self._hold] * 12,
+            *[self._end_hold] * 12,
+            *[self._correct] * 5,
+            self._hold_again,
+            self._expire,
         ]
 
     def beginning(self) -> Iterator[Step]:
@@ -158,6 +166,13 @@ class Choices:
     def learn(self, offer: int, decision: Decision) -> None:
         """A decision that belongs to a window tells where its edges are."""
         self._last[offer, decision.account, decision.terms.group or ""] = decision
+
+    def learn_hold(self, offer: int, hold: Hold) -> None:
+        """A hold can be settled, released and extended from now on."""
+        if len(self._held) < REMEMBERED_MAX:
+            self._held.append((offer, hold))
+        else:
+            self._held[self.chance.randrange(REMEMBERED_MAX)] = offer, hold
 
     def _decide(self) -> Step:
         offer = self.chance.randrange(len(self.offers))
@@ -193,6 +208,72 @@ class Choices:
     def _look_at_standing(self) -> Step:
         return Step(self.chance.randrange(len(self.offers)), "standing", (self.chance.choice(ACCOUNTS),))
 
+    def _hold(self) -> Step:
+        offer, chance = self.chance.randrange(len(self.offers)), self.chance
+        request = self._request(offer)
+        named = {"for_": chance.choice(HOLD_TIMES), "on_expiry": chance.choice((*Expiry, Expiry.DECIDED))}
+        return Step(offer, "hold", (request, request.tokens or chance.choice(SIZES)), named)
+
+    def _hold_again(self) -> Step:
+        chance = self.chance
+        if not self._held or chance.random() < 1 / 4:
+            offer, request = self._again()
+        else:
+            offer, hold = chance.choice(self._held)
+            request = hold.request if chance.random() < 1 / 2 else _changed(hold.request, chance)
+        return Step(offer, "hold", (request, request.tokens or chance.choice(SIZES)))
+
+    def _end_hold(self) -> Step | None:
+        """A hold, most often one of the last, is settled, released or extended; it may be over since long."""
+        chance = self.chance
+        if not self._held:
+            return None
+        offer, hold = self._held[-1 - min(int(chance.expovariate(1 / 8)), len(self._held) - 1)]
+        verb = chance.choice(("settle", "settle", "settle", "decide", "release", "extend"))
+        if verb == "release":
+            return Step(offer, verb, (hold,))
+        if verb == "extend":
+            return Step(offer, verb, (hold,), {"for_": chance.choice(HOLD_TIMES)})
+        usage = self._usage(hold)
+        if verb == "settle":
+            return Step(offer, verb, (hold, usage))
+        used = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "cached_tokens": 0}
+        return Step(offer, verb, (replace(hold.request, **used),))
+
+    def _usage(self, hold: Hold) -> Usage:
+        """What a held request used: as much as was held, less, more, or nobody knows."""
+        chance, bound = self.chance, hold.tokens_max
+        tokens = min(max(0, bound + chance.choice((0, 0, 1, -1, -7, -bound // 2, -bound, bound))), TOKENS_MAX)
+        if chance.random() < 1 / 8:
+            return Usage()
+        made = tokens // 4
+        usage = Usage(
+            input_tokens=tokens - made, output_tokens=made, cached_tokens=min(tokens - made, chance.choice((0, 1)))
+        )
+        if chance.random() < 1 / 8:
+            word: dict[str, Any] = chance.choice(
+                ({"model": "large-2"}, {"model": "small-1"}, {"tools": ("web_search",)})
+            )
+            return replace(usage, **word)
+        return usage
+
+    def _expire(self) -> Step:
+        offer, chance = self.chance.randrange(len(self.offers)), self.chance
+        return Step(offer, chance.choice(("expire", "holds")), (chance.choice(ACCOUNTS),))
+
+    def _correct(self) -> Step:
+        """What was decided is voided, adjusted or looked at, most often by an owner."""
+        chance = self.chance
+        offer, request = self._again()
+        named: dict[str, Any] = {"account": request.account}
+        if chance.random() < 1 / 4:
+            return Step(offer, "decisions", (request.id,), named)
+        named |= {"actor": chance.choice(ACTORS), "why": chance.choice(REASONS_WHY)}
+        if chance.random() < 1 / 2:
+            return Step(offer, "void", (request.id,), named)
+        tokens = chance.choice((*SIZES, request.tokens or 0))
+        return Step(offer, "adjust", (request.id, Usage(input_tokens=tokens, output_tokens=0)), named)
+
     def _enroll(self) -> Step:
         chance = self.chance
         facts = {"tier": chance.choice(TIERS), "sharing": Sharing.ENABLED, **chance.choice(ENROLLMENTS)}
@@ -203,13 +284,15 @@ class Choices:
         return Step(offer, "enroll", (account, Enrollment(**facts)), {"actor": actor})
 
     def _pass_time(self) -> None:
-        """Time passes a little, or until an edge of a window."""
+        """Time passes a little, or until an edge of a window or of a hold's time."""
         chance, now = self.chance, self.clock.now
         then = now + chance.choice(PASSES)
         window = self._window()
         if window is not None and chance.random() < 1 / 3:
             end = window.end + chance.choice((timedelta(), self._keep))
             then = end + chance.choice((-TICK, timedelta(), TICK))
+        elif self._held and chance.random() < 1 / 3:
+            then = self._held[-1][1].until + chance.choice((-TICK, timedelta(), TICK))
         if now < then < now + PASS_MAX:
             self.clock.now = then
 
@@ -289,7 +372,7 @@ def _changed(request: Request, chance: random.Random) -> Request:
         "at": request.at - TICK,
         "project": "q" if request.project is None else None,
         "input_tokens": cached + 7 if given is None else given - 1 if given > cached else given + 1,
-        "output_tokens": 0 if made is None else made - 1 if made > 0 else made + 1,
+        "output_tokens": 0 if made is None else made - 1 if made > 0 else 1 if (given or 0) < TOKENS_MAX else None,
         "cached_tokens": 0 if cached else 1,
         "kind": Kind.EVAL if request.kind is Kind.COMPLETION else Kind.COMPLETION,
         "tools": () if request.tools else ("function",),

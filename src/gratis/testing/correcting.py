@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from gratis.classify import charge_for
 from gratis.errors import Conflict, EnrollmentError, GratisError, RequestError
-from gratis.model import NAME_BYTES_MAX, Enrollment, Reason, Remedy, Sharing, correction_id
-from gratis.stores import Bounds
+from gratis.model import NAME_BYTES_MAX, Correction, Enrollment, Reason, Remedy, Sharing, correction_id
+from gratis.stores import Bounds, Status
 from gratis.testing.compare import everything, follows, plainly, refused, same, told
 from gratis.testing.repeating import HOSTILE
 from gratis.testing.scene import (
@@ -118,6 +119,20 @@ class Correcting:
             same([entry.decision for entry in entries], [first, *said], "ledger")
             same(len({entry.decision.request.id for entry in entries}), 6, "ids of their own")
 
+    def test_a_correction_that_is_not_the_next_is_stale(self, open_store: Opener) -> None:
+        """A store writes a request's corrections one after another: who missed one is told so, nothing is written."""
+        with Views(open_store) as views:
+            meter, store = _owned(views), views.store(1)
+            first = meter.decide(asked(1, 600))
+            meter.adjust("r1", spent(500), **BY)
+            before = everything(views.store())
+            for number, why in ((3, "counted twice"), (1, "refunded")):
+                charge = charge_for(small_offer(), asked(1, 0, id=correction_id("r1", number)), ENROLLED)
+                step = Correction("r1", number, Remedy.VOIDED, 600, first.window, "ann", why)
+                (receipt,) = store.apply([replace(charge, step=step)])
+                same(receipt.status, Status.STALE, f"number {number}")
+            same(everything(views.store()), before, "what is kept")
+
     def test_the_same_said_twice_adds_nothing(self, open_store: Opener) -> None:
         """Void or adjusted to the same again, in any view, by whom and why ever, it is replayed."""
         with Views(open_store) as views:
@@ -201,6 +216,15 @@ class Correcting:
             same(refused(RequestError, meter.adjust, "r1", spent(7), **BY).field, "at", "field")
             same(everything(views.store()), before, "what is kept")
 
+    def test_a_correction_is_not_judged_by_its_time(self, open_store: Opener) -> None:
+        """What was decided when its time had come is corrected though the clock has gone back since."""
+        with Views(open_store, bounds=Bounds()) as views:
+            meter = _owned(views)
+            meter.decide(asked(1, 600))
+            views.clock.now = NOON - HOUR
+            same(meter.adjust("r1", spent(50), **BY).used, 50, "adjusted")
+            same(meter.void("r1", **BY).used, 0, "voided")
+
     def test_what_was_excluded_is_voided_and_nothing_moves(self, open_store: Opener, window: str) -> None:
         """A correction of a request that no allowance covered is an entry, and takes and gives back nothing."""
         with Views(open_store) as views:
@@ -245,6 +269,8 @@ class Correcting:
             same(meter.void("r0", **BY).used, 500 if unit == "tokens" else 1, "voided")
             assert meter.decide(asked(3, 500)).is_free, "there is room again"
             assert meter.void("r0", **BY).replayed, "it is given back once"
+            again = meter.adjust("r0", spent(1), **BY)
+            same(again.correction and again.correction.returned, 0, "what is given back of what counts for nothing")
             follows(views.store(), ["small-offer"])
 
     def test_what_answered_still_counts_when_it_is_adjusted(self, open_store: Opener) -> None:

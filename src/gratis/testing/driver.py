@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from gratis.errors import Conflict, GratisError, RequestError
 from gratis.meter import Meter
-from gratis.model import Decision
+from gratis.model import Decision, Hold
 from gratis.stores.memory import MemoryStore
 from gratis.testing.choosing import Choices
-from gratis.testing.compare import BEGINNING, ledger, plain, tallies
+from gratis.testing.compare import BEGINNING, ledger, plain, plainly, tallies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,8 +111,13 @@ class _Program:
         for answer in expected if isinstance(expected, list) else (expected,):
             if isinstance(answer, Decision):
                 self.seen["replayed" if answer.replayed else answer.reason] += 1
+                if answer.correction is not None:
+                    self.seen[answer.correction.remedy] += 1
                 if answer.window is not None:
                     self._choices.learn(step.offer, answer)
+            elif isinstance(answer, Hold):
+                self.seen["fits" if answer.fits else "does not fit"] += 1
+                self._choices.learn_hold(step.offer, answer)
             elif isinstance(answer, GratisError):
                 kinds = {Conflict: "conflict", RequestError: "ahead"}
                 self.seen[kinds.get(type(answer), "refused")] += 1
@@ -130,6 +135,8 @@ class _Program:
             self._compare(f"order of the entries of {key}", numbers, sorted(set(numbers)))
             self._numbers[key] = numbers[-1]
         self._check_tallies(list(expected), at=self._choices.clock.now)
+        for key in expected:
+            self._compare(f"holds of {key}", plainly(store.holds(*key)), plainly(self._memory.holds(*key)))
         for key in self._enrolled:
             self._compare(f"enrollments of {key}", store.enrollments(*key), self._memory.enrollments(*key))
         self._enrolled.clear()

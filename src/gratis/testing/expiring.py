@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from gratis.classify import charge_for
 from gratis.errors import Conflict, RequestError
 from gratis.model import Enrollment, Expiry, Reason, Remedy, Sharing
+from gratis.rule import Overdue
+from gratis.stores import Bounds, Status
 from gratis.testing.compare import everything, follows, nameless, refused, same, singly, told
 from gratis.testing.scene import (
     ALLOWANCE,
@@ -166,6 +169,18 @@ class Expiring:
             same(refused(RequestError, meter.extend, hold).field, "id", "extended too late")
             same(refused(RequestError, meter.extend, replace(hold, request=asked("never", 1))).field, "id", "unknown")
 
+    def test_who_ends_a_hold_too_early_ends_nothing(self, open_store: Opener) -> None:
+        """Told to end a hold that has time again, or is over, a store says that it is gone, and writes nothing."""
+        with Views(open_store) as views:
+            meter = views.meter()
+            hold = meter.hold(asked("held", None), 400, for_=MINUTE)
+            for name in ("held", "never"):
+                charge = charge_for(small_offer(), replace(hold.request, id=f"r{name}"), ENROLLED)
+                before = everything(views.store())
+                (receipt,) = views.store(1).apply([replace(charge, step=Overdue(400, hold.window))])
+                same((receipt.status, receipt.decision), (Status.GONE, None), name)
+                same(everything(views.store()), before, "what is kept")
+
     def test_what_ran_out_is_decided_in_its_window(self, open_store: Opener, window: str) -> None:
         """A hold that runs out when the next window is open is decided in the one that admitted it."""
         with Views(open_store) as views:
@@ -291,6 +306,20 @@ class Expiring:
                 found.append([nameless(answer) for answer in answers])
             same(found[0], found[1], "answers")
             same([getattr(answer, "used", None) for answer in found[1]], [30, 530], "used")
+
+    def test_a_late_settle_of_a_window_that_is_gone_is_refused_in_its_place(self, open_store: Opener) -> None:
+        """Where the window is no longer kept what was assumed stands, and the rest of a batch is decided."""
+        with Views(open_store, bounds=Bounds()) as views:
+            meter = views.meter()
+            hold = meter.hold(asked("held", None), 400, for_=MINUTE)
+            views.clock.now += HOUR
+            meter.expire("acme")
+            views.clock.now += 9 * DAY
+            now = views.clock.now
+            same(refused(RequestError, meter.settle, hold, spent(30)).field, "at", "settled")
+            answers = meter.decide_many([asked(1, 5, at=now), asked("held", 30), asked(2, 7, at=now)])
+            same([getattr(one, "used", "refused") for one in answers], [5, "refused", 12], "answers")
+            same(len(meter.decisions("rheld", account="acme")), 1, "what was said of it")
 
     def test_a_late_release_corrects_what_was_assumed(self, open_store: Opener, window: str) -> None:
         """Released after it was decided by its bound, a request counts for nothing: a new entry, once."""

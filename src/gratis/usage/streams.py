@@ -6,9 +6,7 @@ stream: a usage that is not understood is raised by `.usage`, and told to `on_en
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, final, overload
 
 from gratis.errors import UsageError
@@ -74,10 +72,6 @@ class Watched(Generic[T]):
         """Close the stream; if it has not told its usage, it is unmeasured."""
         self.__exit__(None, None, None)
 
-    def __del__(self) -> None:
-        if "_chunks" in self.__dict__:
-            self._finish(None)
-
     def _finish(self, error: BaseException | None) -> None:
         told = self._tally.end(error)
         if told is not None and self._on_end is not None:
@@ -86,7 +80,7 @@ class Watched(Generic[T]):
 
 @final
 class AsyncWatched(Generic[T]):
-    """The same for a stream of asyncio; one that is dropped unfinished tells `on_end` in a task of its loop."""
+    """The same for a stream of asyncio."""
 
     def __init__(
         self,
@@ -96,9 +90,6 @@ class AsyncWatched(Generic[T]):
         self._stream = stream
         self._tally = _tally(stream)
         self._on_end = on_end
-        self._loop: asyncio.AbstractEventLoop | None = None
-        with suppress(RuntimeError):
-            self._loop = asyncio.get_running_loop()
         self._chunks = aiter(stream)
 
     @property
@@ -143,14 +134,6 @@ class AsyncWatched(Generic[T]):
         """The name by which async generators are closed."""
         await self.close()
 
-    def __del__(self) -> None:
-        if "_chunks" not in self.__dict__ or self._on_end is None or self._loop is None:
-            return
-        told = self._tally.end(None)
-        if told is not None:
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-                self._loop.call_soon_threadsafe(_tell_late, self._loop, self._on_end, told)
-
     async def _finish(self, error: BaseException | None) -> None:
         told = self._tally.end(error)
         if told is not None and self._on_end is not None:
@@ -168,9 +151,10 @@ def watch(
 def watch(stream: Any, *, on_end: Any = None) -> Watched[Any] | AsyncWatched[Any]:
     """The stream, passed on chunk by chunk, with `.usage` once it has ended.
 
-    `on_end(usage, error)` is called once: when the stream ends (None), breaks (with what broke it), is closed, left
-    with an exception, or dropped. It is awaited where the stream is asynchronous. A usage that was not understood
-    comes as its `UsageError`, with counts that are None.
+    `on_end(usage, error)` is called once: when the stream ends (None), breaks (with what broke it), is closed, or left
+    with an exception. It is awaited where the stream is asynchronous. A usage that was not understood comes as its
+    `UsageError`, with counts that are None. A stream that is thrown away unfinished tells nobody: the garbage collector
+    runs anywhere, also while a store is asked, so it is no place to ask one. A hold runs out by itself.
     """
     if isinstance(stream, AsyncIterable):
         return AsyncWatched(stream, on_end)
@@ -196,19 +180,3 @@ async def _aclose(stream: Any) -> None:
     close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
     if close is not None:
         await close()
-
-
-_late: set[asyncio.Task[None]] = set()  # a loop keeps only weak references to its tasks
-
-
-def _tell_late(
-    loop: asyncio.AbstractEventLoop,
-    on_end: Callable[[Usage, BaseException | None], Awaitable[None]],
-    told: tuple[Usage, BaseException | None],
-) -> None:
-    async def tell() -> None:
-        await on_end(*told)
-
-    task = loop.create_task(tell())
-    _late.add(task)
-    task.add_done_callback(_late.discard)

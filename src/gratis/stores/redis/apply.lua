@@ -22,6 +22,7 @@
 --           K line                   held; the line is the first of what is kept of the hold
 --           L hold                   held before
 --           X                        holds of the account ran out of time; they are to be ended first
+--           W                        an earlier charge of its account in this call is to be dealt with first
 --           G                        the hold that ran out of time is gone
 --           T                        a correction that is not the next one
 --           C                        a correction in a window that is no longer kept
@@ -223,7 +224,15 @@ local function set(name, value)
 end
 
 local answers, fresh, outdated, tallies, decided = { 0, 0 }, {}, {}, {}, 0
-local gone, added, removed = {}, {}, {} -- fields to delete; members of the sorted set to add and to remove
+local unmeasured, waiting = {}, {} -- ids decided by a bound in this call; accounts of which a charge is dealt with first
+local gone, members, is_in = {}, {}, {} -- fields to delete; members of the sorted set, and whether each is to be in it
+
+local function put(member, is_to_be)
+  if is_in[member] == nil then
+    members[#members + 1] = member
+  end
+  is_in[member] = is_to_be
+end
 
 -- What holds need, made where there are any: most calls know of none.
 local function make_holding()
@@ -267,19 +276,31 @@ local function make_holding()
         gone[#gone + 1] = sum
       end
     end
-    removed[#removed + 1] = account .. '\0' .. hold.till .. id
+    put(account .. '\0' .. hold.till .. id, false)
   end
 
-  -- Whether other holds of an account ran out of time; and where none did, when the next one will.
+  -- Whether other holds of an account ran out of time; and where none did, when the next one will. What this call has
+  -- put into the set, or taken out of it, by now counts.
   function holding.others_ran_out(account, own)
-    local from, upto = '[' .. account .. '\0', '[' .. account .. '\0' .. now .. '\255'
-    for _, member in ipairs(call('ZRANGEBYLEX', holds, from, upto, 'LIMIT', 0, 2)) do
-      if member ~= own then
+    local prefix, first = account .. '\0', ''
+    local function is_over(member)
+      local till = sub(member, #prefix + 1, #prefix + 18)
+      if first == '' or till < first then
+        first = till
+      end
+      return till <= now and member ~= own
+    end
+    local from, upto = '[' .. prefix, '[' .. account .. '\1'
+    for _, member in ipairs(call('ZRANGEBYLEX', holds, from, upto, 'LIMIT', 0, #members + 2)) do
+      if is_in[member] ~= false and is_over(member) then
         return true
       end
     end
-    local first = call('ZRANGEBYLEX', holds, from, '[' .. account .. '\1', 'LIMIT', 0, 1)[1]
-    first = first and sub(first, #account + 2, #account + 19) or ''
+    for i = 1, #members do
+      if is_in[members[i]] and sub(members[i], 1, #prefix) == prefix and is_over(members[i]) then
+        return true
+      end
+    end
     set('x' .. account, first)
     return false, first
   end
@@ -323,7 +344,7 @@ local function make_holding()
       if first_end == '' or till < first_end then
         set('x' .. account, till)
       end
-      added[#added + 1] = account .. '\0' .. till .. id
+      put(account .. '\0' .. till .. id, true)
     end
     return line
   end
@@ -377,25 +398,33 @@ for i = 1, count do
       verb = sub(step, 1, 1)
     end
   end
+  if answer and verb == '' and not is_dry and (unmeasured[own] or find(answer, '^R[^\n]*\n[^\n]*\tu')) then
+    waiting[account] = true -- a settle that comes too late is made before what follows it
+  elseif not answer and waiting[account] then
+    answer = 'W'
+  end
   if not answer and mark == 'A' then
     answer = 'A'
   end
 
   -- What holds and corrections have to say first.
-  local first_end = latest['x' .. account] or values[read + 4] or ''
+  local first_end = holding and latest['x' .. account] or values[read + 4] or ''
   if verb ~= '' or (first_end ~= '' and not answer) then
     holding = holding or make_holding()
     if verb == 'C' and not answer then
       local number
       pin, returned, number, step = match(step, '^C(%S+) (%d+) (%d+) (.*)$')
       step, number = 'c' .. account .. '\0' .. step, number + 0
-      if holding.number(step) ~= number - 1 then
+      local other = holding.read(account, id)
+      if other then -- its own id is that of a request which is held
+        answer = 'L' .. other.text
+      elseif holding.number(step) ~= number - 1 then
         answer = 'T'
       end
       correction = number
     elseif not is_dry then
       ends = holding.read(account, id)
-      if verb == 'E' and (answer or not ends or ends.till > now or ends.expiry == 'r') then
+      if verb == 'E' and answer ~= 'W' and (answer or not ends or ends.till > now or ends.expiry == 'r') then
         if ends and ends.till <= now then -- it was decided before, or is just given back
           holding.drop(account, id, ends)
         end
@@ -405,7 +434,9 @@ for i = 1, count do
       elseif not answer and verb ~= 'E' and first_end ~= '' and first_end <= now then
         local others
         others, first_end = holding.others_ran_out(account, ends and account .. '\0' .. ends.till .. id)
-        answer = others and 'X'
+        if others then
+          answer, waiting[account] = 'X', true
+        end
       end
     end
     if verb == 'E' or verb == 'U' then
@@ -489,6 +520,7 @@ for i = 1, count do
       entry[told + 1], entry[told + 2], told = 'r', line .. '\n' .. id .. ARGS[at + 4], told + 2
       if own then
         fresh[own] = i
+        unmeasured[own] = sub(extra, 2, 2) == 'u' or nil
       end
       if is_new and not (ended and sub(ended, 20) <= kept_here) then -- a window opens: the account's list names it
         local listed, name = 'l' .. account, sub(field, #account + 3)
@@ -520,8 +552,10 @@ if decided == 0 and size == 0 then
   return answers
 end
 
--- Commit. An id says that nothing follows it, not that nothing stands before it: several decisions ask.
-if decided > 1 and #call('XRANGE', ledger, format('%d-0', last - decided + 1), '+', 'COUNT', 1) > 0 then
+-- Commit. An id says that nothing follows it, not that nothing stands before it: several decisions ask, and so do holds
+-- without any, since what is left of an allowance is known only by a state that reaches as far as its ledger.
+if (decided > 1 or (decided == 0 and #members > 0))
+  and #call('XRANGE', ledger, format('%d-0', last - decided + 1), '+', 'COUNT', 1) > 0 then
   return redis.error_reply(format('GRATISBEHIND %d', last - decided))
 end
 -- Many decisions make several entries, each with its words before its records, so that one that is asked for
@@ -550,10 +584,14 @@ local function failed(result)
   return decided == 0 and result or redis.error_reply(format('GRATISPART %d', last - decided))
 end
 
-for i = 1, #added do
-  local done = redis.pcall('ZADD', holds, 0, added[i])
-  if type(done) == 'table' then
-    return failed(done)
+local is_held = false
+for i = 1, #members do
+  if is_in[members[i]] then
+    is_held = true
+    local done = redis.pcall('ZADD', holds, 0, members[i])
+    if type(done) == 'table' then
+      return failed(done)
+    end
   end
 end
 for field, tally in pairs(tallies) do
@@ -564,10 +602,21 @@ end
 if decided > 0 then
   set('n', format('%d %s %s %d %s', last, base, words, top, kept_here))
 end
+if size > PART then -- in parts: what holds set aside, which nothing derives anew, is in the first one
+  local first, rest = {}, {}
+  for i = 1, size, 2 do
+    local into = find(written[i], '^[hgx]') and first or rest
+    into[#into + 1], into[#into + 2] = written[i], written[i + 1]
+  end
+  written = first
+  for i = 1, #rest do
+    written[#written + 1] = rest[i]
+  end
+end
 for from = 1, size, PART do
   local done = redis.pcall('HSET', state, unpack(written, from, math.min(from + PART - 1, size)))
   if type(done) == 'table' then
-    return (decided == 0 or #added > 0) and failed(done) or answers
+    return (decided == 0 or is_held) and failed(done) or answers
   end
 end
 for i = 1, #gone do
@@ -575,7 +624,9 @@ for i = 1, #gone do
     redis.pcall('HDEL', state, gone[i])
   end
 end
-for i = 1, #removed do
-  redis.pcall('ZREM', holds, removed[i])
+for i = 1, #members do
+  if not is_in[members[i]] then
+    redis.pcall('ZREM', holds, members[i])
+  end
 end
 return answers

@@ -54,7 +54,7 @@ NO_INSTANT = digits(0)
 DECIDE, DRY = b"$6\r\ndecide\r\n", b"$3\r\ndry\r\n"
 
 _DECIDED, _AHEAD, _OUTDATED, _HELD = Status.DECIDED, Status.AHEAD, Status.OUTDATED, Status.HELD
-SHORT = {b"X": Status.EXPIRED, b"G": Status.GONE, b"T": Status.STALE, b"C": Status.CLOSED}
+SHORT = {b"X": Status.EXPIRED, b"W": Status.WAITING, b"G": Status.GONE, b"T": Status.STALE, b"C": Status.CLOSED}
 _ALL, _EXCESS, _TOKENS = Counts.ALL, Overage.EXCESS, Unit.TOKENS
 
 
@@ -189,7 +189,7 @@ def _row(charge: Charge, span: tuple[int, ...], place: bytes, number: int, momen
     packed_id = id_bytes(request.id)
     at = micros(request.at)
     step, mark = charge.step, b""
-    if moment.latest is not None and at > moment.latest and type(step) is not Overdue:
+    if moment.latest is not None and at > moment.latest and type(step) not in {Overdue, Correction}:
         mark = b"A"
     elif charge.rolls and charge.window is not None:
         mark = _rolling_mark(charge, charge.window)

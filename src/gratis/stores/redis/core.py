@@ -17,7 +17,7 @@ from msgspec import Struct
 from gratis.enrollment import change
 from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
 from gratis.model import Durability, from_micros, micros, shown
-from gratis.stores import Bounds, Receipt, Status
+from gratis.stores import Bounds, Receipt, Status, stops
 from gratis.stores.redis.asking import Asking
 from gratis.stores.redis.calls import CHARGES_MAX, Calls, Case, Moment, receipts
 from gratis.stores.redis.holding import Holding
@@ -64,7 +64,7 @@ MEASURED_FOR = 60_000_000
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 TIME = packed("TIME")
 _DURABILITIES = list(Durability)
-_EXPIRED = Status.EXPIRED
+_DECIDED, _EXPIRED = Status.DECIDED, Status.EXPIRED
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -218,6 +218,8 @@ class Core:
                     got = receipts(result[0][1:], part, places, self.durability, moment, dry=dry)
                     self._see(number, result[0][0])
                     found.update(zip([place for place, _, _ in work[number].popleft()], got, strict=True))
+                    stopped = set() if dry else _stopped(part, got)
+                    found.update(dict.fromkeys(_withdrawn(work[number], stopped), Receipt(Status.WAITING)))
                     if not work[number]:
                         del work[number]
         if errors:
@@ -357,6 +359,23 @@ class Core:
         """Forget what is stored elsewhere up to an entry and can be asked for no more; how far that went."""
         keep = (self.settings.bounds or Bounds()).keep // MICROSECOND
         return (yield from trimmed(self.asking, shard, upto, self.now() - keep))
+
+
+def _stopped(part: Sequence[tuple[Charge, Case]], got: Sequence[Receipt]) -> set[bytes]:
+    """The accounts of which a charge of this call is to be dealt with before those that follow it."""
+    pairs = zip(part, got, strict=True)
+    return {case.word for (charge, case), one in pairs if one.status is not _DECIDED and stops(charge, one)}
+
+
+def _withdrawn(parts: deque[list[tuple[int, Charge, Case]]], stopped: set[bytes]) -> list[int]:
+    """The places of charges that are not asked now, because their accounts are stopped."""
+    if not stopped:
+        return []
+    places = [place for part in parts for place, _, case in part if case.word in stopped]
+    kept = [[one for one in part if one[2].word not in stopped] for part in parts]
+    parts.clear()
+    parts.extend(part for part in kept if part)
+    return places
 
 
 def unknown(error: StoreError) -> OutcomeUnknown:

@@ -18,10 +18,14 @@ local state, holds, verb, account, id, till = KEYS[1], KEYS[3], ARGV[1], ARGV[2]
 local first, last = '[' .. account .. '\0', '[' .. account .. '\1'
 local asked, prefix = account .. '\0' .. id, #account + 1
 
--- When the first of the account's holds runs out is known from now on.
-local function remember_first()
-  local member = redis.call('ZRANGEBYLEX', holds, first, last, 'LIMIT', 0, 1)[1]
-  redis.call('HSET', state, 'x' .. account, member and string.sub(member, prefix + 1, prefix + 18) or '')
+-- When the first of the account's holds runs out, but for one of them; '' if there is no other.
+local function first_end(own)
+  for _, member in ipairs(redis.call('ZRANGEBYLEX', holds, first, last, 'LIMIT', 0, 2)) do
+    if member ~= own then
+      return string.sub(member, prefix + 1, prefix + 18)
+    end
+  end
+  return ''
 end
 
 if verb == 'list' or verb == 'due' then
@@ -45,7 +49,7 @@ if verb == 'list' or verb == 'due' then
     redis.call('ZREM', holds, member)
   end
   if #stale > 0 or (verb == 'due' and #found == 0) then
-    remember_first()
+    redis.call('HSET', state, 'x' .. account, first_end())
   end
   return { asked, #members == most and string.sub(members[most], prefix + 1) or '', unpack(found) }
 end
@@ -57,24 +61,27 @@ if text == '' then
 end
 local ends, aside = string.match(text, '^(%d+) (%d+)')
 local member = account .. '\0' .. ends .. id
+local next_end = first_end(member) -- a key of another type says so now
+-- One HSET changes it whole. What comes after it only tidies up; should it fail, that is made good in passing.
 if verb == 'extend' then
   text = till .. string.sub(text, 19)
+  if next_end == '' or till < next_end then
+    next_end = till
+  end
   redis.call('ZADD', holds, 0, account .. '\0' .. till .. id)
-  redis.call('HSET', state, field, text)
+  redis.call('HSET', state, field, text, 'x' .. account, next_end)
   if ends ~= till then
-    redis.call('ZREM', holds, member)
+    redis.pcall('ZREM', holds, member)
   end
 else
   local sum = 'g' .. account .. '\0' .. string.match(text, '^[^\n]*\n([^\n]*)')
-  local left = (redis.call('HGET', state, sum) or '0') - aside
-  if left > 0 then
-    redis.call('HSET', state, field, '', sum, string.format('%d', left))
-  else
-    redis.call('HSET', state, field, '', sum, '')
-    redis.call('HDEL', state, sum)
+  local before = redis.call('HGET', state, sum) or ''
+  local left = before ~= '' and before - aside or 0
+  redis.call('HSET', state, field, '', sum, left > 0 and string.format('%d', left) or '', 'x' .. account, next_end)
+  redis.pcall('HDEL', state, field)
+  if left <= 0 then
+    redis.pcall('HDEL', state, sum)
   end
-  redis.call('HDEL', state, field)
-  redis.call('ZREM', holds, member)
+  redis.pcall('ZREM', holds, member)
 end
-remember_first()
 return { asked, '', text }

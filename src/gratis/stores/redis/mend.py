@@ -101,8 +101,12 @@ class Missed:
             start, end = digits(micros(decision.window.start)), digits(micros(decision.window.end))
             before = value(name)
             own = name[len(word) + 2 :]
-            if name.endswith(OPEN) and before and before.split()[2] != start:
-                own = name.removesuffix(OPEN)[len(word) + 2 :] + before.split()[2]
+            opened = before.split()[2] if name.endswith(OPEN) and before else start
+            if start < opened:  # judged in the window of its hold, or of what it corrects, before the one that is open
+                own = own.removesuffix(OPEN) + start
+                name = name.removesuffix(OPEN) + start
+            elif start > opened:
+                own = own.removesuffix(OPEN) + opened
                 fields[b"t%b\0%b" % (word, own)] = before
             if own not in value(listed).split(b"\n"):
                 fields[listed] = value(listed) + own + b"\n"

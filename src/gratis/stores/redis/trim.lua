@@ -5,7 +5,8 @@
 --         holds     a sorted set
 -- ARGV    upto      the last decision to be forgotten: the id of an entry of the ledger
 --         kept      what ended by then is no longer kept, from now on                                  (instant)
---         fields    all that follows: the fields of the index in which these decisions may be
+--         fields    all that follows: the fields of the index in which these decisions may be, and for each that was
+--                   corrected the field that counts this, and what it says if its last correction is among them
 -- RETURN  1, or 0 if they were forgotten before
 --
 -- An id is forgotten before its record: one that is asked for in between is decided anew, and is too late for any
@@ -28,7 +29,8 @@ end
 redis.call('XLEN', ledger) -- a key of another type says so now
 local written = { 'n', string.format('%s %d %s %s %s', last, upto, words, top, kept) }
 local dropped = {}
-for i = 3, #ARGV do
+local i = 3
+while i <= #ARGV and string.sub(ARGV[i], 1, 1) == 'i' do
   local ids = redis.call('HGET', state, ARGV[i])
   local from = 1
   while ids and from <= #ids do
@@ -46,6 +48,13 @@ for i = 3, #ARGV do
   elseif from > 1 then
     written[#written + 1] = ARGV[i]
     written[#written + 1] = string.sub(ids, from)
+  end
+  i = i + 1
+end
+for at = i, #ARGV, 2 do
+  if redis.call('HGET', state, ARGV[at]) == ARGV[at + 1] then
+    written[#written + 1], written[#written + 2] = ARGV[at], ''
+    dropped[#dropped + 1] = ARGV[at]
   end
 end
 redis.call('HSET', state, unpack(written))

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gratis.model import micros
 from gratis.stores.redis.calls import Script
-from gratis.stores.redis.layout import OPEN, correction_field, digits, place_of, read_counters, read_record
+from gratis.stores.redis.layout import (
+    OPEN,
+    claimed_until,
+    correction_field,
+    digits,
+    place_of,
+    read_counters,
+    read_record,
+)
 from gratis.stores.redis.servers import Call
 from gratis.stores.redis.wire import packed
 
@@ -49,15 +57,19 @@ def trimmed(asking: Asking, shard: Shard, upto: int, horizon: int) -> Flow[int]:
             for place in [place_of(accounts[record.account], record.request_id, asking.salt)]
             for level in range(counters.top)
         }
+        counts = {  # how often a decision was corrected is forgotten with the last correction
+            correction_field(accounts[record.account], record.correction.of): b"%d" % record.correction.number
+            for record in records
+            if record.correction is not None
+        }
         parts = [b"%d" % end, digits(kept), *sorted(fields)]
+        for pair in counts.items():
+            parts += pair
         arguments = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         yield from asking.reply(TRIM.call(shard, arguments, len(parts)))
-        for record in records:
-            if record.correction is not None:  # the last one of its decision takes their number with it
-                field = correction_field(accounts[record.account], record.correction.of)
-                yield from asking.swap(shard, {field: b"%d" % record.correction.number}, {}, [field])
     for account in accounts.values():
         yield from _drop_tallies(asking, shard, account, digits(kept))
+        yield from _drop_claims(asking, shard, account, horizon)
     return counters.base
 
 
@@ -106,3 +118,13 @@ def _drop_tallies(asking: Asking, shard: Shard, account: bytes, horizon: bytes) 
         rest = b"".join(name + b"\n" for name in names if name not in set(over))
         dropped = [b"t%b\0%b" % (account, name) for name in over]
         yield from asking.swap(shard, {b"l" + account: listed or b""}, {b"l" + account: rest}, dropped)
+
+
+def _drop_claims(asking: Asking, shard: Shard, account: bytes, horizon: int) -> Flow[None]:
+    """Claims that are over; whoever claims meanwhile wins, and the next claim or trim drops."""
+    field = b"m" + account
+    claims = (yield from asking.field(shard, field)) or b""
+    lines = claims.split(b"\n")[:-1]
+    rest = b"".join(line + b"\n" for line in lines if claimed_until(line) > horizon)
+    if rest != claims:
+        yield from asking.swap(shard, {field: claims}, {field: rest} if rest else {}, [] if rest else [field])

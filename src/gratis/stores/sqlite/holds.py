@@ -88,13 +88,17 @@ class Holds:
         self._connection.execute(_EXTEND, (micros(until), encode(kept_line(hold)).decode(), account, request_id))
         return hold
 
-    def refused(self, account: int | None, charge: Charge, now: datetime) -> Receipt | None:
+    def refused(  # noqa: PLR0911 - a row a case
+        self, account: int | None, charge: Charge, now: datetime
+    ) -> Receipt | None:
         """Why a charge is not applied now, as far as holds and corrections go."""
         step, request_id = charge.step, charge.request.id
+        hold = self.one(account, request_id)
         if type(step) is Correction:
+            if hold is not None:
+                return held_again(charge, hold)
             is_next = account is not None and self.corrections(account, step.of) == step.number - 1
             return None if is_next else Receipt(Status.STALE)
-        hold = self.one(account, request_id)
         if type(step) is Overdue:
             if hold is None or hold.until > now:
                 return Receipt(Status.GONE)

@@ -41,7 +41,7 @@ from gratis.model import (
     micros,
 )
 from gratis.rule import Holding, Overdue, Tally, admit, decide
-from gratis.stores import Receipt, Status, again
+from gratis.stores import Receipt, Status, again, stops
 from gratis.stores.sqlite.file import UNREADABLE
 from gratis.stores.sqlite.holds import Holds
 
@@ -129,6 +129,7 @@ class Work:
         self._changed: dict[int, Tally] = {}
         self._known: dict[int, tuple[int, dict[str, int]]] = {}
         self._holding: set[int] = set()  # accounts that have holds
+        self._stopped: set[tuple[str, str]] = set()  # those of which a charge is to be dealt with first
         self._decided: dict[tuple[int, str], Decision] = {}
         self._rows: list[tuple[Any, ...]] = []
         self._now = EPOCH
@@ -142,7 +143,7 @@ class Work:
         if bounds is not None:
             self._latest, self._kept_since = now + bounds.ahead, now - bounds.keep
         self._look_up(charges)
-        receipts = [self._apply(charge, dry=dry) for charge in charges]
+        receipts = [self._apply_next(charge, dry=dry) for charge in charges]
         if len(self._rows) == 1:
             self._connection.execute(_ADD_ENTRY, self._rows[0])
         elif self._rows:
@@ -150,6 +151,16 @@ class Work:
         for window, tally in self._changed.items():
             self._connection.execute(_SET_WINDOW, (micros(tally.window.end), tally.used, tally.seq, window))
         return receipts
+
+    def _apply_next(self, charge: Charge, *, dry: bool) -> Receipt:
+        """Apply a charge, unless one before it is to be dealt with first."""
+        key = (charge.terms.offer, charge.request.account)
+        if key in self._stopped and self._found(self.account(*key), charge.request.id)[1] is None:
+            return Receipt(Status.WAITING)
+        receipt = self._apply(charge, dry=dry)
+        if receipt.status is not _DECIDED and not dry and stops(charge, receipt):
+            self._stopped.add(key)
+        return receipt
 
     def _apply(self, charge: Charge, *, dry: bool) -> Receipt:
         request, terms = charge.request, charge.terms
@@ -188,7 +199,7 @@ class Work:
                 self._holds.drop(account, charge.request.id)
             return again(charge, first)
         is_ahead = self._latest is not None and charge.request.at > self._latest
-        if is_ahead and type(charge.step) is not Overdue:
+        if is_ahead and type(charge.step) not in {Overdue, Correction}:
             return Receipt(Status.AHEAD, now=self._now)
         if (account in self._holding or charge.step is not None) and not dry:
             refused = self._holds.refused(account, charge, self._now)
