@@ -84,7 +84,7 @@ class Reading:
         for shard in self._asking.shards:
             cursor = b"0"
             while True:
-                ask = packed("HSCAN", shard.state, cursor, "MATCH", "[av]*", "COUNT", SCAN)
+                ask = packed("HSCAN", shard.state, cursor, "MATCH", "[avmx]*", "COUNT", SCAN)
                 cursor, pairs = yield from self._asking.read(Call(shard.slot, ask))
                 found.update(dict.fromkeys(name[1:] for name in pairs[::2]))
                 if cursor == b"0":
