@@ -14,12 +14,13 @@ from gratis import Meter
 from gratis.audit.fold import Audit
 from gratis.stores import Bounds
 from gratis.stores.redis import calls, layout, trim
+from gratis.stores.redis.core import PROBE
 from gratis.stores.redis.url import open_redis
 from gratis.testing.compare import follows, same, tallies
 from gratis.testing.scene import ENROLLED, NOON, Clock, small_offer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from gratis import Enrollment
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
 
     from .servers import Server
 
-NAMES = ("apply.lua", "swap.lua", "trim.lua")
+NAMES = ("apply.lua", "hold.lua", "swap.lua", "trim.lua")
 STORE = b"{gratis:store}"
 SALT = "0123456789abcdef" * 2  # one for all tests, so that keys and fields of the index have the same names each time
 SHARD = layout.shards("gratis", 1, SALT.encode())[0]
 ANSWER_MOST_S = 20.0
-READ = {b"hash": ("HGETALL",), b"stream": ("XRANGE", "-", "+"), b"string": ("GET",), b"zset": ("ZRANGE", "0", "-1")}
+READ = {
+    b"hash": ("HGETALL",), b"stream": ("XRANGE", "-", "+"), b"string": ("GET",), b"zset": ("ZRANGE", "0", "-1"),
+    b"list": ("LRANGE", "0", "-1"), b"set": ("SMEMBERS",),
+}  # fmt: skip
 
 
 def text_of(name: str) -> str:
@@ -73,6 +77,7 @@ def planted(store: RedisStore, raw: Raw, texts: Mapping[str, str]) -> Iterator[N
     with altered(texts), pytest.MonkeyPatch.context() as patch:
         patch.setattr(store._core._calls, "_script", calls.Script("apply.lua"))
         patch.setattr(store._core.asking, "_swap", calls.Script("swap.lua"))
+        patch.setattr(store._core.holding, "_script", calls.Script("hold.lua"))
         yield
 
 
@@ -82,6 +87,33 @@ class Kept(NamedTuple):
     number: int
     account: bytes
     id: str
+
+
+class Aside(NamedTuple):
+    """A hold as it stands in the state: its account, its id as records have it, its end, what it set aside, where."""
+
+    account: bytes
+    id: bytes
+    till: bytes
+    tokens: int
+    place: bytes
+
+    @property
+    def member(self) -> bytes:
+        """Its member of the sorted set."""
+        return b"%b\0%b%b" % (self.account, self.till, self.id)
+
+
+def holds_of(state: Mapping[bytes, bytes]) -> list[Aside]:
+    """Every hold of a state."""
+    found: list[Aside] = []
+    for name, text in state.items():
+        if name.startswith(b"h") and text:
+            offer, account, id_bytes = name[1:].split(b"\0", 2)
+            line, place, _ = text.split(b"\n", 2)
+            till, tokens, *_ = line.split()
+            found.append(Aside(offer + b"\0" + account, id_bytes, till, int(tokens), place))
+    return found
 
 
 class Raw:
@@ -135,6 +167,14 @@ class Raw:
         """Every field of the state."""
         words = self.ask("HGETALL", SHARD.state)
         return dict(zip(words[::2], words[1::2], strict=True))
+
+    def holds(self) -> list[Aside]:
+        """Every hold of the state."""
+        return holds_of(self.state())
+
+    def members(self) -> list[bytes]:
+        """Every member of the sorted set, but for the one that keeps it."""
+        return [member for member in self.ask("ZRANGE", SHARD.holds, 0, -1) if member != PROBE]
 
     def ledger(self) -> list[Kept]:
         """Every record of the ledger, whose entries follow each other without a gap."""
@@ -263,3 +303,24 @@ def check(meter: Meter) -> None:
         same(list(audit.counters(meter.offer.name, account, counters)), [], "findings in the tallies")
     audit.close()
     follows(store, [meter.offer.name])
+
+
+def check_holds(raw: Raw) -> list[Aside]:
+    """What is set aside is the sum over the holds that are there, each of which is found when it runs out: these."""
+    return check_held(raw.state(), raw.members())
+
+
+def check_held(state: Mapping[bytes, bytes], members: Sequence[bytes]) -> list[Aside]:
+    """The same, of a state and the members of its sorted set."""
+    holds = holds_of(state)
+    sums: dict[bytes, int] = {}
+    for hold in holds:
+        assert hold.member in members, f"{hold} is not found by its end"
+        first = state.get(b"x" + hold.account, b"")
+        assert b"" < first <= hold.till, f"{hold} is not looked for in time, but at {first!r}"
+        if hold.tokens:
+            name = b"g%b\0%b" % (hold.account, hold.place)
+            sums[name] = sums.get(name, 0) + hold.tokens
+    found = {name: int(value) for name, value in state.items() if name.startswith(b"g") and value}
+    same(found, sums, "what is set aside")
+    return holds

@@ -6,18 +6,21 @@ from functools import partial
 
 import pytest
 from msgspec.structs import force_setattr, replace
-from tests.bench import SALT, SHARD, Bench, Fault, Raw, altered, check
+from tests.bench import SALT, SHARD, Bench, Fault, Raw, altered, check, check_holds as holds_of
 from tests.servers import Server
+from tests.twins import History
 
-from gratis import Conflict, Enrollment, Meter, NotExecuted, Sharing, StoreError
+from gratis import Conflict, Enrollment, Meter, NotExecuted, RequestError, Sharing, StoreError
+from gratis.book import corrects
 from gratis.classify import charge_for
-from gratis.model import micros
+from gratis.model import Expiry, Remedy, micros
+from gratis.rule import Holding, Overdue
 from gratis.stores import Bounds, Status
 from gratis.stores.redis import calls, layout, trim
 from gratis.stores.redis.layout import digits, place_of, read_counters
 from gratis.testing import StoreContract, drive
 from gratis.testing.compare import by_the_rule, plainly, refused, same, singly
-from gratis.testing.scene import DAY, ENROLLED, HOUR, NOON, READINGS, SMALL, TICK, asked, small_offer
+from gratis.testing.scene import DAY, ENROLLED, HOUR, NOON, READINGS, SMALL, TICK, asked, small_offer, spent
 
 KEEP = Bounds().keep
 LATER = NOON + DAY
@@ -28,6 +31,8 @@ BUSY_AFTER_MS = 100
 EXACT_MAX = (1 << 53) - 1
 LEVELS = (8_192, 131_072, 2_097_152)
 WORD = b"small-offer\0acme"
+HISTORIES, HISTORY_STEPS = range(8), 30
+MINUTE = HOUR / 60
 
 
 class Stage:
@@ -42,12 +47,12 @@ class Stage:
         self._bench.close()
         self._server.__exit__()
 
-    def killer(self, texts):
+    def killer(self, texts, checks=()):
         """The name of the first check that fails with these scripts, or never ends; None if none does."""
         self._bench.texts = texts
         before = signal.signal(signal.SIGALRM, _too_long)
         try:
-            for each in CHECKS:
+            for each in checks or CHECKS:
                 if self._fails(each):
                     return each.__name__
         finally:
@@ -102,13 +107,13 @@ def without_order(state):
 
 
 def derived(bench):
-    """The state is what `mend.py` derives from the ledger, but for enrollments, which are there alone."""
+    """The state is what `mend.py` derives from the ledger, but for enrollments and holds, which are there alone."""
     raw = bench.raw
     state = raw.state()
     with altered({}):
         raw.load({})
         meter = bench.meter()
-        raw.ask("HDEL", SHARD.state, *(name for name in state if name[:1] not in {b"v", b"e"}))
+        raw.ask("HDEL", SHARD.state, *(name for name in state if name[:1] not in {b"v", b"e", b"g", b"h", b"x", b"m"}))
         raw.ask("HSET", SHARD.state, "n", "0 0 0 1 ")
         meter.explain(asked("nobody", account="nobody"))
     same(without_order(state), without_order(raw.state()), "the state, and what follows from the ledger")
@@ -312,7 +317,7 @@ def check_swaps(bench):
 def check_rights(bench):
     """Who lacks a right that the scripts need is told which, and who has just those is let in."""
     raw = bench.raw
-    rights = ("hmget", "hget", "hset", "hdel", "xadd", "xrange", "xlen", "xtrim")
+    rights = ("hmget", "hget", "hset", "hdel", "xadd", "xrange", "xlen", "xtrim", "zadd", "zrem", "zrangebylex")
     others = ("hsetnx", "info", "time", "eval", "evalsha", "config")
     try:
         for missing in (None, *rights):
@@ -862,6 +867,328 @@ def keep(bench, kept):
     bench.raw.ask("HSET", SHARD.state, "n", text + b" " + digits(kept))
 
 
+# -- What is held
+
+
+def check_histories(bench):
+    """Short random histories of holds, corrections and claims are as in memory, and what is kept of them is whole."""
+    for seed in HISTORIES:
+        bench.reset()
+        History(bench, seed, shards=1).run(HISTORY_STEPS)
+        holds_of(bench.raw)
+
+
+def held(meter, request, minutes, expiry="decided"):
+    """A charge that holds a request for so many minutes."""
+    charge = charge_for(meter.offer, request, ENROLLED)
+    return replace(charge, step=Holding(NOON + minutes * MINUTE, Expiry(expiry)))
+
+
+def holds_kept(bench):
+    """Line and window's name of each hold that is kept, by the request's id."""
+    state = bench.raw.state()
+    found = {name[1:].split(b"\0", 2)[2]: text.split(b"\n", 2) for name, text in state.items() if name[:1] == b"h"}
+    return {name: tuple(parts[:2]) for name, parts in found.items()}
+
+
+def aside(bench):
+    """What is set aside, by the windows' names."""
+    return {name[2 + len(WORD) :]: value for name, value in bench.raw.state().items() if name[:1] == b"g"}
+
+
+def check_holds_that_are_kept(bench):
+    """What is kept of a hold says what it is to say, of each kind of answer; so does what is set aside, and by when."""
+    for window, kind in (("day", b"day UTC"), ("rolling", b"rolling 24h")):
+        bench.reset()
+        meter = bench.meter(window)
+        meter.hold(asked("before", None), 100, for_=HOUR)
+        opened = meter.decide(asked("first", 100)).window
+        span = b"%b %b" % (digits(micros(opened.start)), digits(micros(opened.end)))
+        group = b"%%b\0%b\0" % kind
+        own = group % b"large" + span[:18]
+        unopened = (b"-", b"open") if window == "rolling" else (span, span[:18])
+        late = (b"5 d o 100 900 5 " + span, own) if window == "rolling" else (b"0 d l - - 5 -", b"")
+        rows = [
+            (asked("fits", 800), 4, "decided", b"800 d w 100 100 800 " + span, own),
+            (asked("not", 701), 3, "released", b"0 r o 100 900 701 " + span, own),
+            (asked("nothing", 0), 5, "decided", b"0 d w 100 900 0 " + span, own),
+            (asked("excluded", 5, model="unlisted"), 3, "released", b"0 r x - - 5 -", b""),
+            (
+                asked("small", 7, model=SMALL),
+                3,
+                "decided",
+                b"7 d w 0 0 7 " + unopened[0],
+                group % b"small" + unopened[1],
+            ),
+        ]
+        answers = meter._store.apply([held(meter, *row[:3]) for row in rows])
+        answers += meter._store.apply([held(meter, asked("too late", 5, at=NOON - 30 * DAY), 2)])
+        same([one.status for one in answers], [Status.HELD] * 6, "held")
+        late = (late[0].replace(b"5 d o", b"0 d o"), late[1])
+        expected = {
+            layout.id_bytes(row[0].id): (b"%b %b" % (digits(micros(NOON + row[1] * MINUTE)), row[3]), row[4])
+            for row in rows
+        }
+        expected[layout.id_bytes("rtoo late")] = (b"%b %b" % (digits(micros(NOON + 2 * MINUTE)), late[0]), late[1])
+        before = (b"100 d w 0 0 100 " + unopened[0], group % b"large" + unopened[1])
+        expected[layout.id_bytes("rbefore")] = (b"%b %b" % (digits(micros(NOON + HOUR)), before[0]), before[1])
+        same(holds_kept(bench), expected, "holds")
+        sums = {before[1]: b"100", rows[4][4]: b"7"} | {own: b"800" if window == "rolling" else b"900"}
+        same(aside(bench), sums, "set aside")
+        same(bench.raw.state()[b"x" + WORD], digits(micros(NOON + 2 * MINUTE)), "the first end")
+        holds_of(bench.raw)
+
+
+def check_holds_that_are_listed(bench):
+    """All holds of an account are listed, page by page, and those that ran out, the first ones first; of no other."""
+    meter, count = bench.meter(), 1_203
+    store, raw = meter._store, bench.raw
+    for account in ("acm", "acme2", "acme"):
+        many = [
+            held(meter, asked(f"{number}", number % 2, account=account), number % 400 + 1) for number in range(count)
+        ]
+        for first in range(0, count if account == "acme" else 3, 400):
+            store.apply(many[first : first + 400] if account == "acme" else many[:3])
+    found = meter.holds("acme")
+    same(len(found), count, "all")
+    same(found, sorted(found, key=lambda hold: (hold.until, hold.id)), "in order")
+    same([hold.id for hold in meter.holds("acm")], ["r0", "r1", "r2"], "another's")
+    due = partial(store._core.holding.due, WORD)
+    before = raw.contents()
+    same(run(store, due(micros(NOON + MINUTE) - 1)), [], "none ran out")
+    same(raw.contents(), before, "what is kept")
+    same(run(store, due(micros(NOON + MINUTE))), found[:4], "just now")
+    same(run(store, due(micros(NOON + DAY))), found[:100], "the first ones")
+    same(raw.contents(), before, "what is kept then")
+    stale = [b"%b\0%b\xa2r7" % (WORD, digits(1)), b"%b\0%b\xa4none" % (WORD, digits(2))]
+    for member in stale:
+        raw.ask("ZADD", SHARD.holds, 0, member)
+    raw.ask("HSET", SHARD.state, b"x" + WORD, digits(1))
+    same(run(store, due(5)), [], "what is there no more")
+    same(raw.contents(), before, "what is kept without it")
+    for member in stale:
+        raw.ask("ZADD", SHARD.holds, 0, member)
+    raw.ask("HSET", SHARD.state, b"x" + WORD, digits(1))
+    same(meter.holds("acme"), found, "all again")
+    same(raw.contents(), before, "what is kept without it")
+    raw.ask("HSET", SHARD.state, b"x" + WORD, digits(1))
+    same(run(store, due(5)), [], "when it is the first one's end that was early")
+    same(raw.contents(), before, "what is kept then")
+    for member in stale:
+        raw.ask("ZADD", SHARD.holds, 0, member)
+    raw.ask("HSET", SHARD.state, b"x" + WORD, digits(1))
+    bench.clock.now += MINUTE / 2
+    same(meter.decide(asked("new", 1)).used, 1, "a request")
+    same(raw.members(), [member for member in before[SHARD.holds] if member != b"probe"], "what is looked for")
+
+
+def check_holds_that_are_moved(bench):
+    """A hold that is extended or given back changes what is set aside, and by when it is looked at, to the letter."""
+    for window in ("day", "rolling"):
+        bench.reset()
+        meter, raw = bench.meter(window), bench.raw
+        meter.decide(asked("first", 1))
+        holds = {name: meter.hold(asked(name, None), size, for_=minutes * MINUTE) for name, size, minutes in HELD}
+        (sum_field,) = aside(bench)
+
+        def first_end(minutes, holds=tuple(holds)):
+            end = b"" if minutes is None else digits(micros(NOON + minutes * MINUTE))
+            same(bench.raw.state()[b"x" + WORD], end, "the first end")
+            same(sorted(one.id[2:].decode() for one in holds_of(bench.raw)), sorted(holds), "holds")
+            same(len(bench.raw.members()), len(holds), "members")
+
+        first_end(1)
+        store, name = meter._store, meter.offer.name
+        for which, minutes, first in (
+            ("a", 5, 2),
+            ("b", 9, 3),
+            ("b", 9, 3),
+            ("c", 1, 1),
+            ("c", 3, 3),
+            ("d", 2, 2),
+            ("d", 4, 3),
+        ):
+            end = NOON + minutes * MINUTE
+            found = store.extend(name, "acme", f"r{which}", until=end)
+            same(found, replace(holds[which], until=end), which)
+            holds[which] = found
+            first_end(first)
+            same(aside(bench), {sum_field: b"370"}, "set aside")
+        before = raw.contents()
+        same(store.extend(name, "acme", "rnone", until=NOON), None, "none to extend")
+        same(store.release(name, "acme", "rnone"), None, "none to give back")
+        same(store.release(name, "acm", "ra"), None, "another's")
+        same(raw.contents(), before, "what is kept")
+        left = 370
+        for which, first in (("d", 3), ("c", 5), ("a", 9), ("b", None)):
+            hold = holds.pop(which)
+            same(store.release(name, "acme", hold.id), hold, which)
+            left -= hold.aside
+            same(aside(bench), {sum_field: b"%d" % left} if left else {}, "set aside")
+            first_end(first, tuple(holds))
+            same(store.release(name, "acme", hold.id), None, "once")
+        refused(RequestError, meter.extend, hold)
+
+
+def check_holds_that_end_in_one_call(bench):
+    """What a call puts aside, gives back and ends counts for all that follows in it, of this account alone."""
+    meter, raw = bench.meter(), bench.raw
+    store = meter._store
+    first = [held(meter, asked(name, 100), minutes) for name, minutes in (("a", 1), ("b", 2), ("c", 30))]
+    store.apply(
+        [*first, held(meter, asked("a", 100, account="other"), 1), held(meter, asked("a", 1, account="acm"), 90)]
+    )
+    bench.clock.now += 3 * MINUTE
+    ends = [replace(one, step=Overdue(100, None)) for one in first[:2]]
+    plain = charge_for(meter.offer, asked("new", 5), ENROLLED)
+    others = charge_for(meter.offer, asked("new", 5, account="other"), ENROLLED)
+    early, early_too = held(meter, asked("early", 7), 1), held(meter, asked("early", 7, account="new"), 2)
+    receipts = store.apply([plain, *ends, others, early_too])
+    expected = [Status.EXPIRED, Status.WAITING, Status.WAITING, Status.EXPIRED, Status.HELD]
+    same([one.status for one in receipts], expected, "before they end")
+    receipts = store.apply([*ends, plain, others, early, charge_for(meter.offer, asked("after", 1), ENROLLED), early])
+    expected = [*[Status.DECIDED] * 3, Status.EXPIRED, Status.HELD, Status.EXPIRED, Status.WAITING]
+    same([one.status for one in receipts], expected, "once they have ended")
+    same([hold.id for hold in receipts[5].due], ["rearly"], "what ran out")
+    same([one.decision.used for one in receipts[:3]], [100, 200, 205], "used")
+    same(raw.state()[b"x" + WORD], digits(micros(NOON + MINUTE)), "the first end")
+    receipts = store.apply([replace(early, step=Overdue(7, None)), plain, first[2], replace(first[2], step=None)])
+    same([one.status for one in receipts], [Status.DECIDED, Status.REPLAYED, Status.HELD, Status.DECIDED], "then")
+    same((receipts[2].hold.replayed, receipts[3].decision.hold.tokens_max), (True, 100), "settled")
+    again = store.apply(
+        [held(meter, asked("x", 5), 9), charge_for(meter.offer, asked("x", 4), ENROLLED), held(meter, asked("x", 5), 9)]
+    )
+    same([one.status for one in again], [Status.HELD, Status.DECIDED, Status.REPLAYED], "held and settled")
+    left = [b"small-offer\0" + name for name in (b"acm", b"new", b"other")]
+    same(sorted(hold.account for hold in holds_of(raw)), left, "left")
+    check(bench.meter())
+
+
+def check_holds_that_fail(bench):
+    """Whichever call fails while something is held, settled, ended, extended or given back, nothing of it is half."""
+    verbs = {
+        "hold": lambda meter: meter.hold(asked("new", None), 10),
+        "settle": lambda meter: meter.decide(asked("a", 90)),
+        "several": lambda meter: meter.decide_many([asked("a", 90), asked("b", 90), asked("more", 1)]),
+        "extend": lambda meter: meter.extend(replace(meter.holds("acme")[0]), for_=HOUR),
+        "release": lambda meter: meter.release(meter.holds("acme")[0]),
+    }
+    for name, verb in verbs.items():
+        for late in (False, True):
+            for script in ("apply.lua", "hold.lua"):
+                place, calls_made = 0, 1
+                while place <= calls_made:
+                    bench.reset()
+                    meter = bench.meter()
+                    for which, size, minutes in HELD:
+                        meter.hold(asked(which, None), size, for_=minutes * MINUTE)
+                    bench.clock.now += MINUTE * late
+                    before = bench.raw.contents()
+                    failed = False
+                    with bench.failing(meter, script, Fault(place, place, "OOM")):
+                        try:
+                            verb(meter)
+                        except (NotExecuted, RequestError):
+                            failed = True
+                    calls_made = int(bench.raw.ask("GETDEL", "calls") or 0)
+                    after = bench.raw.contents()
+                    if failed and name in {"extend", "release"}:
+                        same(after[SHARD.state], before[SHARD.state], f"{name}, {script}, call {place}")
+                    holds_of(bench.raw)
+                    bench.raw.load(bench.texts)
+                    if failed or name not in {"extend", "release"}:
+                        verb(bench.meter())
+                    holds_of(bench.raw)
+                    bench.clock.now += 2 * HOUR
+                    meter = bench.meter()
+                    meter.expire("acme")
+                    meter.decide(asked("last", 0))
+                    same(
+                        (holds_of(bench.raw), bench.raw.members()),
+                        ([], []),
+                        f"what is left of {name}, {script} {place}",
+                    )
+                    check(meter)
+                    place += 1
+
+
+def check_holds_of_another_type(bench):
+    """Where the key of holds is of another type, what is about them is refused and writes nothing; all else goes on."""
+    meter, raw = bench.meter(), bench.raw
+    hold = meter.hold(asked("a", None), 100, for_=MINUTE)
+    raw.ask("SET", SHARD.holds, "x")
+    before = raw.contents()
+    verbs = (
+        partial(meter.hold, asked("b", None), 10),
+        partial(meter.decide, asked("a", 10)),
+        partial(meter.decide_many, [asked("a", 10), asked("b", 10, account="other")]),
+        partial(meter.extend, hold),
+        partial(meter.release, hold),
+        partial(meter.holds, "acme"),
+    )
+    for verb in verbs:
+        assert "WRONGTYPE" in str(refused(NotExecuted, verb)), "why"
+        same(raw.contents(), before, "what is kept")
+    same(meter.decide(asked("b", 10, account="other")).used, 10, "where nothing is held")
+
+
+def check_holds_on_what_was_missed(bench):
+    """Who holds, or ends a hold, on a state that is behind its ledger does so once that has followed."""
+    other, meter = bench.meter(), bench.meter()
+    early = meter.hold(asked("a", None), 50, for_=MINUTE)
+    meter.decide(asked("first", 100))
+    dump = bench.raw.ask("DUMP", SHARD.state)
+    meter.decide(asked("second", 800))
+    bench.raw.ask("RESTORE", SHARD.state, 0, dump, "REPLACE")
+    hold = other.hold(asked("b", None), 100)
+    same((hold.used, hold.held, hold.fits), (900, 50, False), "the hold")
+    bench.raw.ask("RESTORE", SHARD.state, 0, dump, "REPLACE")
+    assert bench.meter().hold(asked("second", None), 5).decision, "what was decided"
+    same(meter.settle(early, spent(5)).used, 905, "settled")
+    holds_of(bench.raw)
+    derived(bench)
+
+
+def check_corrections_that_are_refused(bench):
+    """A correction that is not the next one, or returns more than there is, writes nothing."""
+    for window in ("day", "rolling"):
+        bench.reset()
+        meter = bench.meter(window, assume=None)
+        meter.enroll("acme", ENROLLED, actor="ann")
+        first = meter.decide(asked("a", 100))
+        meter.decide(asked("b", 20))
+        for number, verb in enumerate((partial(meter.void, why="a"), partial(meter.adjust, usage=spent(70), why="b"))):
+            word = verb("ra", actor="ann", account="acme")
+            same((word.correction.number, word.used, word.seq), (number + 1, 20 + 70 * number, 3 + number), "corrected")
+        latest = meter.decisions("ra", account="acme")[-1]
+        charge = corrects(meter.offer, first, latest, first.request, Remedy.VOIDED, number=3, actor="ann", why="c")
+        before = bench.raw.contents()
+        for number, status in ((1, Status.STALE), (2, Status.STALE), (4, Status.STALE)):
+            step = replace(charge.step, number=number)
+            request = replace(charge.request, id=f"ra~{number}x")
+            (receipt,) = meter._store.apply([replace(charge, request=request, step=step)])
+            same(receipt.status, status, f"number {number}")
+        same(bench.raw.contents(), before, "what is kept")
+        much = replace(charge, step=replace(charge.step, returned=91))
+        for charges in ([much], [charge_for(meter.offer, asked("c", 0), ENROLLED, version=1), much]):
+            assert "more than was used" in str(refused(NotExecuted, meter._store.apply, charges)), "why"
+        same(bench.raw.contents(), before, "what is kept then")
+        all_of_it = replace(charge, step=replace(charge.step, returned=90))
+        same(meter._store.apply([all_of_it])[0].decision.used, 0, "all of it")
+        bench.clock.now += 30 * DAY
+        closed = replace(
+            charge, request=replace(charge.request, id="ra~4"), step=replace(charge.step, number=4, returned=0)
+        )
+        other = charge_for(meter.offer, asked("d", 5), ENROLLED, version=1)
+        before = bench.raw.contents()
+        same(meter._store.apply([closed])[0].status, Status.CLOSED, "closed")
+        same(bench.raw.contents(), before, "what is kept at last")
+        same([one.status for one in meter._store.apply([closed, other])], [Status.CLOSED, Status.DECIDED], "beside it")
+
+
+HELD = (("a", 100, 1), ("b", 200, 2), ("c", 70, 3), ("d", 0, 3))
+
+
 SLOW = (
     "test_threads_are", "test_the_ledger_is_resumed", "test_totals_are", "test_who_follows", "test_counters_are",
     "test_changes_made", "test_a_task", "test_tasks", "test_an_id_that_all", "test_the_last_token",
@@ -886,3 +1213,4 @@ def check_longer_programs(bench):
 LONG = (check_programs, check_large_batches, check_large_batches_that_fail, check_contract, check_longer_programs)
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_") and value not in LONG]
 CHECKS += LONG
+OF_HOLDS = [each for each in CHECKS if each.__name__.startswith(("check_holds", "check_corrections", "check_hist"))]

@@ -1,4 +1,4 @@
-"""`python -m tests.lua_mutation [rule | SCRIPT ...]`: plant faults in the scripts of the store on Redis; checks fail.
+"""`python -m tests.lua_mutation [rule | holding | SCRIPT ...]`: plant faults in scripts of the Redis store; checks fail.
 
 Each mutant is one small change of one script. A store with that script goes through the checks of `lua_checks.py`, on a
 private server, until one of them fails. Mutants that survive must be explained in `lua_survivors.toml`, which also
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench import NAMES, text_of
-from tests.lua_checks import Stage
+from tests.lua_checks import CHECKS, OF_HOLDS, Stage
 
 SURVIVORS = Path(__file__).parent / "lua_survivors.toml"
 
@@ -42,6 +42,9 @@ SWAPS = {
 }  # fmt: skip
 BOUND_MIN = 10  # what is smaller counts or names a place, and is made larger only
 COMMAND = re.compile(r"[A-Z]{3,}")
+ABOUT_HOLDS = re.compile(
+    r"\b(holding|ends|first_end|verb|correction|pin|extra|returned|members|is_in|is_held|gone|unmeasured|waiting)\b"
+)
 SENTENCE = re.compile(r"[a-z']+ [a-z']+ [a-z']+")
 
 
@@ -139,7 +142,7 @@ def changes(tokens):
         if token.kind == "text":
             yield from ((at, at, other) for other in other_texts(token.said))
         elif token.kind == "number" and before.said == "[" and tokens[at - 2].said == "KEYS":
-            yield at, at, str(3 - int(token.said))
+            yield at, at, {"1": "2", "2": "1", "3": "1"}[token.said]
         elif token.kind == "number":
             yield at, at, str(int(token.said) + 1)
             if int(token.said) >= BOUND_MIN:
@@ -167,6 +170,18 @@ def rule():
     judge = text[text.index("local function judge(") : text.index("-- What an id's first decision says")]
     lines = {line.strip() for line in judge.splitlines()} - {"end", "else"}
     return [mutant for mutant in mutants(["apply.lua"]) if mutant.line in lines]
+
+
+def holding():
+    """The mutants of what is about holds and corrections: of `hold.lua`, and of such lines of `apply.lua`."""
+    text = text_of("apply.lua")
+    parts = [
+        text[text.index("local unmeasured, waiting") : text.index("\nlocal holding\n")],
+        text[text.index("  local step, verb, extra") : text.index("  local version = values")],
+    ]
+    lines = {line.strip() for part in parts for line in part.splitlines()} - {"end", "else"}
+    found = mutants(["apply.lua"])
+    return [*mutants(["hold.lua"]), *(one for one in found if one.line in lines or ABOUT_HOLDS.search(one.line))]
 
 
 def mutants(scripts=NAMES):
@@ -213,7 +228,9 @@ def names_of(rows):
 
 def main():
     """Run every mutant and print those that survive; the exit code is 1 if one is not explained."""
-    planted = rule() if sys.argv[1:] == ["rule"] else list(mutants(sys.argv[1:] or NAMES))
+    asked = sys.argv[1:]
+    planted = PARTS[asked[0]]() if asked and asked[0] in PARTS else list(mutants(asked or NAMES))
+    checks = OF_HOLDS if asked == ["holding"] else CHECKS
     known = set(names_of(explained()["survivors"])) & {mutant.name for mutant in planted}
     survivors, killers = [], Counter()
     started = time.monotonic()
@@ -221,7 +238,7 @@ def main():
         if (killer := stage.killer({})) is not None:
             sys.exit(f"without a fault, {killer} fails already")
         for place, mutant in enumerate(planted, start=1):
-            killer = stage.killer({mutant.script: mutant.text})
+            killer = stage.killer({mutant.script: mutant.text}, checks)
             killers[killer] += 1
             if killer is None:
                 survivors.append(mutant.name)
@@ -236,6 +253,9 @@ def main():
     for name in stale:
         print(f"explained, but killed: {name}")
     sys.exit(1 if set(survivors) - known or stale else 0)
+
+
+PARTS = {"rule": rule, "holding": holding}
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_mutants_are_many_and_each_is_another():
     assert len({mutant.name for mutant in planted}) == len(planted) >= 300
     assert len(rule()) >= 100
     assert len({mutant.text for mutant in planted}) == len(planted)
-    assert {mutant.script for mutant in planted} == {"apply.lua", "swap.lua", "trim.lua"}
+    assert {mutant.script for mutant in planted} == {"apply.lua", "hold.lua", "swap.lua", "trim.lua"}
 
 
 def test_without_a_fault_every_check_passes(stage):

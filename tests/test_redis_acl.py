@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gratis import Enrollment, Meter, Request, Sharing, StoreError
+from gratis import Enrollment, Meter, Request, Sharing, StoreError, Usage
 from gratis.model import Durability
 from gratis.stores.urls import open_store
 
@@ -57,12 +57,20 @@ def use_it_all(url: str, scripts: Server) -> Durability:
             meter.decide(Request(id=f"{number}", model=MODEL, at=NOW, input_tokens=1, output_tokens=1, account="acme"))
         meter.decide(Request(id="0", model=MODEL, at=NOW, input_tokens=1, output_tokens=1, account="acme"))
         assert [standing.used for standing in meter.standing("acme")] == [6, 0]
-        assert len(list(meter.ledger())) == 3
+        holds = [meter.hold(Request(id=f"h{number}", model=MODEL, at=NOW, account="acme"), 5) for number in range(3)]
+        meter.settle(holds[0], Usage(input_tokens=1, output_tokens=1))
+        assert meter.release(meter.extend(holds[1])) is None
+        meter.void("0", actor="ann", why="counted twice", account="acme")
+        assert meter._store.claim("openai-data-sharing", "acme", "a threshold", until=NOW)
+        now = NOW + timedelta(hours=1)
+        assert [decision.id for decision in meter.expire("acme")] == ["h2"]
+        assert [(standing.used, standing.held) for standing in meter.standing("acme")] == [(11, 0), (0, 0)]
+        assert len(list(meter.ledger())) == 6
         assert meter.accounts() == ["acme"]
         now = NOW + timedelta(days=9)
     store = open_store(where, clock=lambda: now)
     try:
-        store.trim(tuple(3 if store.counters("openai-data-sharing", "acme")[0] == shard else 0
+        store.trim(tuple(6 if store.counters("openai-data-sharing", "acme")[0] == shard else 0
                          for shard in range(store.shards)))  # fmt: skip
         assert list(store.entries()) == []
         return store.durability

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -10,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import pytest
 
-from gratis import AsyncMeter, Enrollment, Meter, NotExecuted, StoreError
+from gratis import AsyncMeter, Enrollment, Meter, NotExecuted, StoreError, Usage
 from gratis.errors import LedgerError
 from gratis.stores import behind
+from gratis.stores.redis.core import PROBE
 from gratis.stores.redis.layout import account_word
 from gratis.stores.redis.servers import Call, Cluster as ClusterServers, answers
 from gratis.stores.redis.wire import Address
 from gratis.stores.urls import open_store
 
+from .bench import check_held
 from .callers import (
+    ENROLLED,
     LOST_ANSWERS,
     OFFER,
     ONE_ATTEMPT,
@@ -37,7 +42,7 @@ from .servers import Cluster, Server, until
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gratis import Entry, Request
+    from gratis import Entry, Hold, Request
     from gratis.stores.redis.layout import Shard
     from gratis.stores.redis.store import RedisStore
 
@@ -133,7 +138,7 @@ def test_slots_that_move_are_followed(cluster, url):
             target = next_master(cluster, shard.slot)
             if place % 2:
                 cluster.begin_move(shard.slot, target)
-                for key in (shard.ledger, shard.state):
+                for key in (shard.ledger, shard.holds, shard.state):
                     cluster.move_keys(shard.slot, target, [key.decode()])
             cluster.move_slot(shard.slot, target)
             assert cluster.owner(shard.slot) is target
@@ -141,6 +146,60 @@ def test_slots_that_move_are_followed(cluster, url):
         calls = load.end()
         assert faults_of(store, calls) <= LOST_ANSWERS
         assert ledger_of(store).keys() == {(call.account, call.id) for call in calls}
+
+
+HOLDERS, HELD_EACH, HELD_ACCOUNTS = 3, 150, 20
+ENDS = ("settled", "released", "extended", "left", "settled")
+
+
+def hold_and_end(meter: Meter, place: int, done: threading.Semaphore) -> list[tuple[str, Hold]]:
+    """Many holds, one after another, each with what became of it."""
+    ends = []
+    for number in range(HELD_EACH):
+        held = meter.hold(request(f"{place} {number}", None, account=f"account {number % HELD_ACCOUNTS}"), 20)
+        assert held.fits
+        end = ENDS[number % len(ENDS)]
+        if end == "extended":
+            held = meter.extend(held)
+        elif end == "settled":
+            assert meter.settle(held, Usage(input_tokens=15, output_tokens=0)).free_tokens == 15
+        elif end == "released":
+            assert meter.release(held) is None
+        ends.append((end, held))
+        done.release()
+    return ends
+
+
+def test_holds_in_flight_follow_slots_that_move(cluster, url):
+    """While threads hold, extend, settle and give back, shards move to another master: each hold has one end."""
+    done = threading.Semaphore(0)
+    with ExitStack() as stack:
+        stores = [open_store(url, clock=at_noon) for _ in range(HOLDERS)]
+        meters = [stack.enter_context(Meter(store, OFFER, assume=ENROLLED)) for store in stores]
+        threads = stack.enter_context(ThreadPoolExecutor(HOLDERS))
+        jobs = [threads.submit(hold_and_end, meter, place, done) for place, meter in enumerate(meters)]
+        shards = stores[0]._core.asking.shards
+        for shard in shards[::2]:
+            until(lambda: done.acquire(blocking=False), "one more is done")
+            target = next_master(cluster, shard.slot)
+            cluster.begin_move(shard.slot, target)
+            for key in (shard.holds, shard.state, shard.ledger):
+                cluster.move_keys(shard.slot, target, [key.decode()])
+            cluster.move_slot(shard.slot, target)
+        ends = [end for job in jobs for end in job.result(PATIENT)]
+        settled = {(held.account, held.id) for end, held in ends if end == "settled"}
+        left = {(held.account, held.id) for end, held in ends if end in {"extended", "left"}}
+        assert ledger_of(stores[0]).keys() == settled
+        holds = [one for name in {held.account for _, held in ends} for one in meters[0].holds(name)]
+        assert sorted((one.account, one.id) for one in holds) == sorted(left)
+        assert sum(tokens_held(cluster, shard) for shard in shards) == 20 * len(left)
+
+
+def tokens_held(cluster: Cluster, shard: Shard) -> int:
+    """What the holds of a shard set aside, which is whole."""
+    with cluster.owner(shard.slot).client() as client:
+        members = [member for member in client.zrange(shard.holds, 0, -1) if member != PROBE]
+        return sum(hold.tokens for hold in check_held(client.hgetall(shard.state), members))
 
 
 @each_kind
@@ -162,6 +221,8 @@ def test_a_shard_whose_keys_are_apart_is_not_taken_for_a_broken_one(cluster, url
         assert [change.version for change in store.enrollments(OFFER.name, "default")] == []
         cluster.move_keys(shard.slot, target, [shard.state.decode()])
         assert ledger_of(store).keys() == {("default", one.id)}
+        assert "TRYAGAIN" in str(caller.ask([other], patience=ONE_ATTEMPT))
+        cluster.move_keys(shard.slot, target, [shard.holds.decode()])
         assert check_decided(caller.ask([other], patience=PATIENT), [other], store) == [False]
         assert store.counters(OFFER.name, "default")[1] == 2
         cluster.end_move(shard.slot, target)

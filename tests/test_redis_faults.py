@@ -330,7 +330,7 @@ def test_what_is_late_is_never_free_after_a_trim_that_failed(bench, script):
 
 # -- Rights
 
-RIGHTS = ("xadd", "hset", "hget", "hmget", "xrange", "hdel", "xtrim", "xlen")
+RIGHTS = ("xadd", "hset", "hget", "hmget", "xrange", "hdel", "xtrim", "xlen", "zadd", "zrem", "zrangebylex")
 SCRIPT_RIGHTS = ("eval", "evalsha", "info", "time", "hsetnx")
 USER = "&username=gratis&password=word&wait=0.5"
 
@@ -572,7 +572,8 @@ def test_a_ledger_that_is_gone_makes_nothing_free(bench, window):
 
 
 LOST = {
-    "both keys": ("DEL", SHARD.state, SHARD.ledger),
+    "its keys": ("DEL", SHARD.state, SHARD.ledger, SHARD.holds),
+    "what was decided": ("DEL", SHARD.state, SHARD.ledger),
     "all keys": ("FLUSHALL",),
 }
 

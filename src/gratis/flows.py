@@ -17,7 +17,7 @@ from gratis.enrollment import check_owner
 from gratis.errors import Conflict, NotExecuted, OutcomeUnknown, RequestError
 from gratis.model import EPOCH, Expiry, Held, Reason, Remedy, Request, check_name, correction_id
 from gratis.rule import Holding, Overdue
-from gratis.stores import BATCH_MAX, Receipt, Status, stops
+from gratis.stores import BATCH_MAX, CONFLICT_FIELDS, Receipt, Status, stops
 from gratis.thresholds import reached, tell
 
 if TYPE_CHECKING:
@@ -242,10 +242,12 @@ def _applied(book: Book, turns: Sequence[Turn]) -> Flow[list[Receipt | Decision 
         for (place, turn), charge, receipt in ours:
             if receipt.status is Status.OUTDATED:
                 book.learn(turn[0].account, receipt.change)
-            if receipt.status in _LATER:
+            is_late = stops(charge, receipt)
+            waits = is_late and any(before[0].account == turn[0].account for _, before in again)
+            if receipt.status in _LATER or waits:
                 due |= {(hold.account, hold.id): hold for hold in receipt.due}
                 again.append((place, turn))
-            elif stops(charge, receipt):
+            elif is_late:
                 found[place] = yield from _settled_late(book, turn[0])
             else:
                 found[place] = receipt
@@ -306,16 +308,18 @@ def _is_end(word: Decision) -> bool:
 def _settled_late(book: Book, request: Request) -> Flow[Decision | RequestError]:
     """The decision on a request whose hold ran out of time before it was settled: it corrects what was assumed."""
     words = yield from words_on(book, request.account, request.id)
-    if not words or words[0].request.at != request.at:
-        return Conflict("at", words[0]) if words else _unknown(request)
+    if not words:
+        return _unknown(request)
     for word in words:
         if word.correction is None or word.correction.remedy is not Remedy.SETTLED:
             continue
         same = replace(word.request, id=request.id)
-        for field in ("model", "project", "input_tokens", "output_tokens", "cached_tokens", "kind", "tools"):
+        for field in CONFLICT_FIELDS:
             if getattr(same, field) != getattr(request, field):
                 return Conflict(field, word)
         return replace(word, replayed=True)
+    if words[0].request.at != request.at:
+        return Conflict("at", words[0])
     try:
         return (yield from _corrected(book, request, Remedy.SETTLED))
     except RequestError as error:
@@ -330,11 +334,11 @@ def _corrected(
         words = yield from words_on(book, request.account, request.id)
         if not words:
             raise _unknown(request)
-        if words[-1].reason is Reason.TOO_LATE:
-            raise RequestError("at", CLOSED)
         charge = book.correction(words, request, remedy, actor=actor, why=why)
         if charge is None:
             return replace(words[-1], replayed=True)
+        if charge.terms.reason is Reason.TOO_LATE:
+            raise RequestError("at", CLOSED)
         receipts: list[Receipt] = yield Ask("apply", ([charge],))
         yield from _told(book, receipts)
         (receipt,) = receipts

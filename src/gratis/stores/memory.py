@@ -301,12 +301,10 @@ def _known(account: _Account, charge: Charge, now: datetime, latest: datetime | 
         return again(charge, first)
     if latest is not None and charge.request.at > latest and type(charge.step) not in TIMELESS:
         return Receipt(Status.AHEAD, now=now)
-    if (account.holds or charge.step is not None) and not dry:
-        refused = _refused(account, charge, now)
-        if refused is not None:
-            return refused
     if charge.version != account.version and type(charge.step) is not Correction:
         return Receipt(Status.OUTDATED, change=account.changes[-1] if account.changes else None)
+    if (account.holds or charge.step is not None) and not dry:
+        return _refused(account, charge, now)
     return None
 
 

@@ -406,6 +406,15 @@ for i = 1, count do
   if not answer and mark == 'A' then
     answer = 'A'
   end
+  local version = values[read + 1] or '0'
+  if not answer and verb ~= 'C' and version ~= ARGS[case + 2] then
+    if outdated[account] then
+      answer = format('U%d', outdated[account])
+    else
+      answer = 'V' .. (call('HGET', state, 'e' .. version .. '\0' .. account) or '')
+      outdated[account] = i
+    end
+  end
 
   -- What holds and corrections have to say first.
   local first_end = holding and latest['x' .. account] or values[read + 4] or ''
@@ -443,15 +452,6 @@ for i = 1, count do
       pin, extra = match(step, '^%a%d+ ([-%d]+)'), '\tu' .. sub(step, 2)
     elseif verb == '' and ends then
       pin, extra = sub(ends.span, 1, 18), '\ts' .. ends.bound .. ' ' .. ends.span
-    end
-  end
-  local version = values[read + 1] or '0'
-  if not answer and verb ~= 'C' and version ~= ARGS[case + 2] then
-    if outdated[account] then
-      answer = format('U%d', outdated[account])
-    else
-      answer = 'V' .. (call('HGET', state, 'e' .. version .. '\0' .. account) or '')
-      outdated[account] = i
     end
   end
 

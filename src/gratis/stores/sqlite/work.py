@@ -201,13 +201,11 @@ class Work:
         is_ahead = self._latest is not None and charge.request.at > self._latest
         if is_ahead and type(charge.step) not in {Overdue, Correction}:
             return Receipt(Status.AHEAD, now=self._now)
-        if (account in self._holding or charge.step is not None) and not dry:
-            refused = self._holds.refused(account, charge, self._now)
-            if refused is not None:
-                return refused
         if version != charge.version and type(charge.step) is not Correction:
             history = self._history(account)
             return Receipt(Status.OUTDATED, change=history[-1] if history else None)
+        if (account in self._holding or charge.step is not None) and not dry:
+            return self._holds.refused(account, charge, self._now)
         return None
 
     def _write(
