@@ -390,6 +390,7 @@ for i = 1, count do
     answer = format('S%d', fresh[own])
   end
 
+  local is_decided = answer and true
   local step, verb, extra, returned, ends, pin, correction = '', '', '', 0, nil, nil, nil
   if mark ~= '' then
     local cut = find(mark, ';', 1, true)
@@ -433,7 +434,8 @@ for i = 1, count do
       correction = number
     elseif not is_dry then
       ends = holding.read(account, id)
-      if verb == 'E' and answer ~= 'W' and (answer or not ends or ends.till > now or ends.expiry == 'r') then
+      local is_over = is_decided or (not answer and (not ends or ends.till > now or ends.expiry == 'r'))
+      if verb == 'E' and is_over then
         if ends and ends.till <= now then -- it was decided before, or is just given back
           holding.drop(account, id, ends)
         end
