@@ -8,12 +8,12 @@ import pytest
 from msgspec.structs import force_setattr, replace
 from tests.bench import SALT, SHARD, Bench, Fault, Raw, altered, check, check_holds as holds_of
 from tests.servers import Server
-from tests.twins import History
+from tests.twins import History, Twins
 
 from gratis import Conflict, Enrollment, Meter, NotExecuted, RequestError, Sharing, StoreError
 from gratis.book import corrects
 from gratis.classify import charge_for
-from gratis.model import Expiry, Remedy, micros
+from gratis.model import Expiry, Held, Remedy, micros
 from gratis.rule import Holding, Overdue
 from gratis.stores import Bounds, Status
 from gratis.stores.redis import calls, layout, trim
@@ -874,8 +874,16 @@ def check_histories(bench):
     """Short random histories of holds, corrections and claims are as in memory, and what is kept of them is whole."""
     for seed in HISTORIES:
         bench.reset()
-        History(bench, seed, shards=1).run(HISTORY_STEPS)
-        holds_of(bench.raw)
+        History(bench, seed, shards=1).run(HISTORY_STEPS, partial(exactly, bench))
+
+
+def exactly(bench):
+    """What is kept of holds is whole, and nothing is left of those that ended: the holds that are there."""
+    found = holds_of(bench.raw)
+    same(sorted(bench.raw.members()), sorted(hold.member for hold in found), "members")
+    state = bench.raw.state()
+    same([name for name, value in state.items() if name[:1] in {b"g", b"h", b"c"} and not value], [], "empty fields")
+    return found
 
 
 def held(meter, request, minutes, expiry="decided"):
@@ -995,7 +1003,7 @@ def check_holds_that_are_moved(bench):
             end = b"" if minutes is None else digits(micros(NOON + minutes * MINUTE))
             same(bench.raw.state()[b"x" + WORD], end, "the first end")
             same(sorted(one.id[2:].decode() for one in holds_of(bench.raw)), sorted(holds), "holds")
-            same(len(bench.raw.members()), len(holds), "members")
+            exactly(bench)
 
         first_end(1)
         store, name = meter._store, meter.offer.name
@@ -1013,14 +1021,14 @@ def check_holds_that_are_moved(bench):
             same(found, replace(holds[which], until=end), which)
             holds[which] = found
             first_end(first)
-            same(aside(bench), {sum_field: b"370"}, "set aside")
+            same(aside(bench), {sum_field: b"371"}, "set aside")
         before = raw.contents()
         same(store.extend(name, "acme", "rnone", until=NOON), None, "none to extend")
         same(store.release(name, "acme", "rnone"), None, "none to give back")
         same(store.release(name, "acm", "ra"), None, "another's")
         same(raw.contents(), before, "what is kept")
-        left = 370
-        for which, first in (("d", 3), ("c", 5), ("a", 9), ("b", None)):
+        left = 371
+        for which, first in (("d", 3), ("c", 5), ("a", 9), ("b", 9), ("e", None)):
             hold = holds.pop(which)
             same(store.release(name, "acme", hold.id), hold, which)
             left -= hold.aside
@@ -1060,7 +1068,7 @@ def check_holds_that_end_in_one_call(bench):
     )
     same([one.status for one in again], [Status.HELD, Status.DECIDED, Status.REPLAYED], "held and settled")
     left = [b"small-offer\0" + name for name in (b"acm", b"new", b"other")]
-    same(sorted(hold.account for hold in holds_of(raw)), left, "left")
+    same(sorted(hold.account for hold in exactly(bench)), left, "left")
     check(bench.meter())
 
 
@@ -1110,6 +1118,174 @@ def check_holds_that_fail(bench):
                     )
                     check(meter)
                     place += 1
+
+
+def check_holds_that_share_a_window(bench):
+    """What one call gives back and sets aside of one window adds up, down to the last token, and to large numbers."""
+    for window in ("day", "rolling"):
+        bench.reset()
+        meter = bench.meter(window)
+        meter.decide(asked("first", 0))
+        store = meter._store
+        for size in (1, 2, 900):
+            names = (f"a {size}", f"b {size}", f"c {size}", f"d {size}")
+            a, b, c, d = (held(meter, asked(name, size), 5) for name in names)
+            small = replace(held(meter, asked(names[1], 1), 5))
+            store.apply([a, small])
+            exactly(bench)
+            store.apply([replace(a, step=None), c])
+            exactly(bench)
+            store.apply([replace(small, step=None), replace(c, step=None), b, d])
+            same(len(exactly(bench)), 1, "left")
+            store.apply([replace(d, step=None)])
+            same(exactly(bench), [], "at last")
+        again = held(meter, asked("again", 5), -5, "released")
+        steps = [again, replace(again, step=Overdue(5, None)), again, replace(again, step=Overdue(5, None))]
+        steps += [held(meter, asked("again", 6), 7)]
+        receipts = store.apply(steps)
+        same([one.status for one in receipts], [Status.HELD, Status.GONE] * 2 + [Status.HELD], "again and again")
+        same([hold.tokens for hold in exactly(bench)], [6], "the last one")
+        terms, most = replace(again.terms, allowance=10**15 - 1), 10**13 - 1
+        (before,) = (tally.used for _, _, tally in store.tallies(meter.offer.name, "acme"))
+        for number in range(24):
+            large = replace(again, amount=most, terms=terms, request=asked(f"large {number}", 5))
+            plain = replace(large, step=None, request=asked(f"plain {number}", 5))
+            (hold,) = (one.hold for one in store.apply([replace(large, step=held(meter, asked("x"), 9).step)]))
+            same((hold.used, hold.held), (before + most * number, 6 + most * number), "what there was")
+            (decided,) = store.apply([plain])
+            same(decided.decision.used, before + most * (number + 1), "used")
+        exactly(bench)
+        same(store.release(meter.offer.name, "acme", "rlarge 3").amount, most, "given back")
+        exactly(bench)
+        store.apply([replace(large, step=None)])
+        exactly(bench)
+        wrong = replace(held(meter, asked("wrong", 5), 9), amount=10**13, request=sized("wrong", 10**13))
+        for charges in ([wrong], [held(meter, asked("fine", 1, model=SMALL), 9), wrong]):
+            assert "an argument is no number" in str(refused(NotExecuted, store.apply, charges)), "why"
+        exactly(bench)
+
+
+def check_holds_at_their_ends(bench):
+    """To the microsecond: by when a hold has run out, and which window is open for one."""
+    meter, raw = bench.meter(), bench.raw
+    store, name = meter._store, b"x" + WORD
+    ends = [NOON + MINUTE - TICK, NOON + MINUTE, NOON + MINUTE + TICK]
+    for which, end in zip("abc", ends, strict=True):
+        charge = held(meter, asked(which, 10), 1)
+        store.apply([replace(charge, step=replace(charge.step, until=end))])
+    bench.clock.now = ends[0]
+    same(meter.decide(asked("a", 5)).used, 5, "the first")
+    same(raw.state()[name] in {digits(micros(ends[0])), digits(micros(ends[1]))}, True, "the first end")  # noqa: FBT003 - as found
+    bench.clock.now = ends[1]
+    same(meter.decide(asked("b", 5)).used, 10, "the second")
+    same(meter.decide(asked("plain", 1)).used, 11, "none ran out")
+    same(raw.state()[name], digits(micros(ends[2])), "the last end")
+    bench.clock.now = ends[2]
+    (receipt,) = store.apply([charge_for(meter.offer, asked("more", 1), ENROLLED)])
+    same((receipt.status, [hold.id for hold in receipt.due]), (Status.EXPIRED, ["rc"]), "ran out")
+    same(meter.decide(asked("more", 1)).used, 22, "then")
+    same(meter.decide(asked("last", 1)).used, 23, "and then")
+    same((exactly(bench), raw.state()[name]), ([], b""), "left")
+    released = held(meter, asked("released", 5), 9, "released")
+    store.apply([released])
+    bench.clock.now = NOON + 9 * MINUTE
+    same([one.status for one in store.apply([replace(released, step=Overdue(5, None))])], [Status.GONE], "given back")
+    same(exactly(bench), [], "left then")
+    ahead = asked("ahead", 5, at=bench.clock.now + HOUR)
+    for verb in (partial(meter.hold, ahead, 5), partial(meter.decide, ahead)):
+        same(refused(RequestError, verb).field, "at", "ahead")
+    same(exactly(bench), [], "left of it")
+    bench.reset()
+    meter = bench.meter("rolling")
+    end = meter.decide(asked("first", 100)).window.end
+    bench.clock.now = end + HOUR
+    meter.hold(asked("own", None, at=end - TICK), 1)
+    for place, (at, expected) in enumerate(((end - TICK, (100, 1)), (end, (0, 0)), (end + TICK, (0, 7)))):
+        hold = meter.hold(asked(f"{place}", None, at=at), 7)
+        same((hold.used, hold.held, hold.window is None), (*expected, place > 0), f"{place} behind the last")
+    exactly(bench)
+
+
+def check_settles_that_come_late(bench):
+    """What follows, in one call, a settle whose hold was decided by its bound waits for it; a question does not."""
+    meter, other = bench.meter(), bench.meter()
+    store = meter._store
+    meter.hold(asked("a", None), 100, for_=MINUTE)
+    bench.clock.now += HOUR
+    meter.expire("acme")
+    late, new, elsewhere, first = (
+        charge_for(meter.offer, one, ENROLLED)
+        for one in (asked("a", 9), asked("b", 5), asked("b", 5, account="other"), asked("plain", 9, output_tokens=117))
+    )
+    store.apply([first])
+    said = [one.status for one in store.apply([first, late, new, elsewhere, first, new], dry=True)]
+    same(
+        said, [Status.REPLAYED, Status.CONFLICT, Status.DECIDED, Status.DECIDED, Status.REPLAYED, Status.DECIDED], "dry"
+    )
+    before = bench.raw.contents()
+    said = [one.status for one in store.apply([late, new, first, held(meter, asked("c", 5), 90)])]
+    same(said, [Status.CONFLICT, Status.WAITING, Status.REPLAYED, Status.WAITING], "what waits")
+    same(bench.raw.contents(), before, "what is kept")
+    said = [one.status for one in store.apply([first, new, elsewhere])]
+    same(said, [Status.REPLAYED, Status.DECIDED, Status.DECIDED], "what does not")
+    early = held(meter, asked("early", 50), 1)
+    overdue = replace(early, step=Overdue(50, None))
+    plain = charge_for(meter.offer, asked("early", 40), ENROLLED)
+    last = charge_for(meter.offer, asked("last", 1), ENROLLED)
+    said = [one.status for one in store.apply([early, overdue, plain, last, plain])]
+    same(said, [Status.HELD, Status.DECIDED, Status.CONFLICT, Status.WAITING, Status.CONFLICT], "in one call")
+    answers = other.decide_many([asked("early", 40), asked("last", 1), asked("a", 9)])
+    same([one.used for one in answers], [100 + 126 + 5 + 40, 272, 272 - 91], "in order")
+    settled = held(meter, asked("settled", 5), 90)
+    said = [
+        one.status for one in store.apply([settled, replace(settled, step=None), replace(settled, step=None), last])
+    ]
+    same(said, [Status.HELD, Status.DECIDED, Status.REPLAYED, Status.REPLAYED], "settled in time")
+    fresh = charge_for(meter.offer, asked("fresh", 1), ENROLLED)
+    said = [one.status for one in store.apply([replace(settled, step=None), fresh])]
+    same(said, [Status.REPLAYED, Status.DECIDED], "settled in time before")
+    exactly(bench)
+    check(other)
+
+
+def check_holds_of_windows_before(bench):
+    """What is settled, decided by its bound or corrected counts in its own window, whatever has opened since."""
+    for is_alone in (True, False):
+        bench.reset()
+        twins = Twins(bench, small_offer("rolling"), bounds=None)
+        until = NOON + 5 * DAY
+
+        def ask(*charges, twins=twins, is_alone=is_alone):
+            parts = [[charge] for charge in charges] if is_alone else [charges]
+            return [receipt.decision and receipt.decision.window for part in parts for receipt in twins.apply(part)]
+
+        def sized_at(name, size, at=NOON, step=None, twins=twins):
+            return twins.charge(asked(name, size, at=at), step)
+
+        (window,) = ask(sized_at("first", 500))
+        for name in "abcde":
+            ask(sized_at(name, 50, NOON, Holding(until, Expiry.DECIDED)))
+        twins.clock.now += DAY
+        (second,) = ask(sized_at("second", 300, twins.clock.now))
+        step = Held(50, window, is_unmeasured=True)
+        found = ask(
+            sized_at("x", 10, twins.clock.now),
+            sized_at("a", 40),
+            sized_at("y", 10, twins.clock.now),
+            sized_at("b", 50, NOON, step),
+            sized_at("c", 600),
+        )
+        same(found, [second, window, second, window, window], "in their windows")
+        first = next(one for one in twins.meters[0].decisions("ra", account="acme"))
+        void = corrects(twins.offer, first, first, first.request, Remedy.VOIDED, number=1, actor="ann", why="a")
+        twins.clock.now = until
+        third = sized_at("third", 5, twins.clock.now)
+        ends = [sized_at(name, 50, NOON, Overdue(50, window)) for name in "de"]
+        (opened, *found) = ask(*ends, third, void, sized_at("last", 6, twins.clock.now))
+        same([opened, found[0], found[2]], [window] * 3, "in theirs, too")
+        twins.check()
+        derived(bench)
+        exactly(bench)
 
 
 def check_holds_of_another_type(bench):
@@ -1173,6 +1349,11 @@ def check_corrections_that_are_refused(bench):
         for charges in ([much], [charge_for(meter.offer, asked("c", 0), ENROLLED, version=1), much]):
             assert "more than was used" in str(refused(NotExecuted, meter._store.apply, charges)), "why"
         same(bench.raw.contents(), before, "what is kept then")
+        meter.hold(asked("held", None), 5)
+        taken = replace(charge, request=replace(charge.request, id="rheld", at=NOON))
+        (receipt,) = meter._store.apply([taken])
+        same((receipt.status, receipt.hold and receipt.hold.id), (Status.CONFLICT, "rheld"), "an id that is held")
+        meter.release(receipt.hold)
         all_of_it = replace(charge, step=replace(charge.step, returned=90))
         same(meter._store.apply([all_of_it])[0].decision.used, 0, "all of it")
         bench.clock.now += 30 * DAY
@@ -1186,7 +1367,7 @@ def check_corrections_that_are_refused(bench):
         same([one.status for one in meter._store.apply([closed, other])], [Status.CLOSED, Status.DECIDED], "beside it")
 
 
-HELD = (("a", 100, 1), ("b", 200, 2), ("c", 70, 3), ("d", 0, 3))
+HELD = (("a", 100, 1), ("b", 200, 2), ("c", 70, 3), ("d", 0, 3), ("e", 1, 9))
 
 
 SLOW = (

@@ -90,8 +90,9 @@ def settled(book: Book, hold: Hold, usage: Usage) -> Flow[Decision]:
     request = replace(request, input_tokens=bound, output_tokens=0, cached_tokens=0)
     (receipt,) = yield from _applied(book, [(request, Held(bound, hold.window, is_unmeasured=True))])
     assert isinstance(receipt, Receipt), "who knows nothing better is not late"
-    if receipt.status is Status.CONFLICT and receipt.decision is not None and receipt.decision.is_unmeasured:
-        return replace(receipt.decision, replayed=True)  # its hold ran out: it was decided by its bound already
+    first = receipt.decision if receipt.status is Status.CONFLICT else None
+    if first is not None and first.is_unmeasured and first.request == hold.request:
+        return replace(first, replayed=True)  # its hold ran out: it was decided by its bound already
     answer = read(request, receipt)
     if isinstance(answer, RequestError):
         raise answer
