@@ -18,6 +18,7 @@ FLOORS = {
         "stores.memory",
         "stores.sqlite.file",
         "stores.sqlite.holds",
+        "stores.sqlite.rows",
         "stores.sqlite.work",
         "stores.sqlite.store",
         "stores.sqlite",

@@ -19,7 +19,8 @@ from gratis.errors import GratisError, OutcomeUnknown, UnreadableEntry
 from gratis.model import Durability
 from gratis.stores import BATCH_MAX, Bounds, places
 from gratis.stores.sqlite.file import File, Synchronous
-from gratis.stores.sqlite.work import Keys, Work
+from gratis.stores.sqlite.rows import Keys
+from gratis.stores.sqlite.work import Work
 
 if TYPE_CHECKING:
     import sqlite3

@@ -1,7 +1,7 @@
-"""One transaction's work on a SQLite store, and its rows.
+"""One transaction's work on a SQLite store.
 
 The rule is Python's, called inside the transaction. What the work read is read once, and what it changed is
-written at its end; the keys that stand for accounts and terms never change, so they are remembered between.
+written at its end.
 """
 
 from __future__ import annotations
@@ -14,16 +14,10 @@ from msgspec.structs import replace
 from gratis.enrollment import change
 from gratis.errors import GratisError, UnreadableEntry
 from gratis.lines import (
-    correction_line,
-    correction_of,
     decode,
     encode,
     enrollment_line,
     enrollment_of,
-    hold_line,
-    hold_of,
-    terms_line,
-    terms_of,
 )
 from gratis.model import (
     EPOCH,
@@ -33,9 +27,7 @@ from gratis.model import (
     Durability,
     Entry,
     Held,
-    Kind,
     Reason,
-    Request,
     Window,
     from_micros,
     micros,
@@ -44,6 +36,7 @@ from gratis.rule import Holding, Overdue, Tally, admit, decide
 from gratis.stores import Receipt, Status, again, stops
 from gratis.stores.sqlite.file import UNREADABLE
 from gratis.stores.sqlite.holds import Holds
+from gratis.stores.sqlite.rows import Rows
 
 if TYPE_CHECKING:
     import sqlite3
@@ -53,12 +46,9 @@ if TYPE_CHECKING:
     from gratis.offer import Revision
     from gratis.rule import Charge
     from gratis.stores import Bounds
+    from gratis.stores.sqlite.rows import Keys
 
-TERMS_CACHED_MAX = 10_000
-_DECIDED, _TOO_LATE = (
-    Status.DECIDED,
-    Reason.TOO_LATE,
-)  # looked up once: in Python 3.11 naming a member of an enum is slow
+_DECIDED, _TOO_LATE = Status.DECIDED, Reason.TOO_LATE
 
 _TallyKey = tuple[int, str | None, str, datetime | None]
 
@@ -80,11 +70,6 @@ _FIND_ROLLING = (
 )
 _ADD_WINDOW = 'INSERT INTO windows (account, "group", kind, start, end, used, seq) VALUES (?, ?, ?, ?, ?, ?, ?)'
 _SET_WINDOW = 'UPDATE windows SET "end" = ?, used = ?, seq = ? WHERE window = ?'
-_ADD_ENTRY = (
-    "INSERT INTO ledger (account, id, terms, model, project, input_tokens, output_tokens, cached_tokens, kind, tools,"
-    " at, reason, free_tokens, used, total, window, seq, decided_at, durability, hold, correction, corrects)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
 _ADD_CHANGE = "INSERT INTO enrollments VALUES (?, ?, ?, ?, ?)"
 _GET_CHANGES = "SELECT version, at, actor, enrollment FROM enrollments WHERE account = ? ORDER BY version"
 _GET_TALLIES = (
@@ -92,27 +77,6 @@ _GET_TALLIES = (
     " WHERE a.offer = ? AND a.name = ? AND (? IS NULL OR (? < end AND (start <= ? OR w.kind LIKE 'rolling %')))"
     ' ORDER BY "group", w.kind, start'
 )
-_GET_ENTRIES = (
-    "SELECT l.entry, a.name, l.id, l.terms, l.model, l.project, l.input_tokens, l.output_tokens, l.cached_tokens,"
-    " l.kind, l.tools, l.at, l.reason, l.free_tokens, l.used, l.total, w.start, w.end, l.seq, l.decided_at,"
-    " l.durability, l.hold, l.correction, l.corrects"
-    " FROM ledger l JOIN accounts a ON a.account = l.account LEFT JOIN windows w ON w.window = l.window WHERE "
-)
-
-
-class Keys:
-    """The keys by which rows name accounts and terms; forgotten when a transaction is rolled back."""
-
-    def __init__(self) -> None:
-        self.accounts: dict[tuple[str, str], int] = {}
-        self.terms: dict[Terms, int] = {}
-        self.by_key: dict[int, Terms] = {}
-
-    def forget(self) -> None:
-        """Forget them: some may stand for rows that never came to be."""
-        self.accounts.clear()
-        self.terms.clear()
-        self.by_key.clear()
 
 
 class Work:
@@ -131,7 +95,8 @@ class Work:
         self._holding: set[int] = set()  # accounts that have holds
         self._stopped: set[tuple[str, str]] = set()  # those of which a charge is to be dealt with first
         self._decided: dict[tuple[int, str], Decision] = {}
-        self._rows: list[tuple[Any, ...]] = []
+        self._written: list[tuple[Any, ...]] = []
+        self._rows = Rows(connection, keys)
         self._now = EPOCH
         self._latest: datetime | None = None
         self._kept_since: datetime | None = None
@@ -144,10 +109,7 @@ class Work:
             self._latest, self._kept_since = now + bounds.ahead, now - bounds.keep
         self._look_up(charges)
         receipts = [self._apply_next(charge, dry=dry) for charge in charges]
-        if len(self._rows) == 1:
-            self._connection.execute(_ADD_ENTRY, self._rows[0])
-        elif self._rows:
-            self._connection.executemany(_ADD_ENTRY, self._rows)
+        self._rows.add(self._written)
         for window, tally in self._changed.items():
             self._connection.execute(_SET_WINDOW, (micros(tally.window.end), tally.used, tally.seq, window))
         return receipts
@@ -226,7 +188,8 @@ class Work:
             self._changed[window] = after
             self._tallies[key] = (window, after)
         self._decided[account, decision.request.id] = decision
-        self._rows.append(self._row(account, decision, window))
+        row = self._rows.row(account, decision, window, now=self._now, durability=self._durability)
+        self._written.append(row)
         if decision.hold is not None:
             self._holds.drop(account, decision.id)
         if decision.correction is not None:
@@ -259,38 +222,10 @@ class Work:
         first = self._decided.get((account, request_id))
         entry = entries.get(request_id)
         if first is None and entry is not None:
-            first = self._entry(self._connection.execute(_GET_ENTRIES + "l.entry = ?", (entry,)).fetchone()).decision
+            first = self._rows.entry(self._rows.found("l.entry = ?", (entry,))[0]).decision
             if first.seq is not None and first.window is None:
                 raise ValueError(f"ledger entry {entry}: its window is gone")
         return version, first
-
-    def _row(self, account: int, decision: Decision, window: int | None) -> tuple[Any, ...]:
-        """A decision as a row of the ledger, in the order of `_ADD_ENTRY`."""
-        request = decision.request
-        return (
-            account,
-            request.id,
-            self._terms_key(decision.terms),
-            request.model,
-            request.project,
-            request.input_tokens,
-            request.output_tokens,
-            request.cached_tokens,
-            request.kind.value,
-            encode(request.tools).decode() if request.tools else None,
-            micros(request.at),
-            decision.reason.value,
-            decision.free_tokens,
-            decision.used,
-            decision.total,
-            window,
-            decision.seq,
-            micros(self._now),
-            self._durability.value,
-            None if decision.hold is None else encode(hold_line(decision.hold)).decode(),
-            None if decision.correction is None else encode(correction_line(decision.correction)).decode(),
-            None if decision.correction is None else decision.correction.of,
-        )
 
     def enroll(
         self, offer: str, name: str, enrollment: Enrollment, *, actor: str, now: datetime, revision: Revision | None
@@ -347,9 +282,9 @@ class Work:
     def entries(self, *, after: int, upto: int, most: int) -> Iterator[Entry]:
         """So many entries of the ledger, from behind one on."""
         where = "l.entry > ? AND l.entry <= ? ORDER BY l.entry LIMIT ?"
-        for row in self._connection.execute(_GET_ENTRIES + where, (after, upto, most)).fetchall():
+        for row in self._rows.found(where, (after, upto, most)):
             try:
-                yield self._entry(row)
+                yield self._rows.entry(row)
             except UNREADABLE as error:
                 raise UnreadableEntry(row[0], str(error)) from error
 
@@ -420,72 +355,6 @@ class Work:
         key = self._connection.execute(_ADD_WINDOW, row).lastrowid
         assert key is not None, "an insert has a row id"
         return key
-
-    def _terms_key(self, terms: Terms) -> int:
-        known = self._keys.terms
-        key = known.get(terms)
-        if key is None:
-            enrollment = None if terms.enrollment is None else enrollment_line(terms.enrollment)
-            facts = encode({**terms_line(terms), "enrollment": enrollment}).decode()
-            self._connection.execute("INSERT INTO terms (facts) VALUES (?) ON CONFLICT DO NOTHING", (facts,))
-            (key,) = self._connection.execute("SELECT terms FROM terms WHERE facts = ?", (facts,)).fetchone()
-            if len(known) >= TERMS_CACHED_MAX:
-                known.clear()
-            known[terms] = key
-        return key
-
-    def _entry(self, row: tuple[Any, ...]) -> Entry:
-        """The entry of a row; what cannot be one is a `ValueError`, as is all else that cannot be read."""
-        try:
-            return self._read(row)
-        except GratisError as error:
-            raise ValueError(f"ledger entry {row[0]}: {error}") from error
-
-    def _read(self, row: tuple[Any, ...]) -> Entry:
-        (
-            entry, name, request_id, terms, model, project, input_tokens, output_tokens, cached_tokens,
-            kind, tools, at, reason, free_tokens, used, total, start, end, seq, decided_at, durability,
-            hold, correction, corrects,
-        ) = row  # fmt: skip
-        request = Request(
-            id=request_id,
-            model=model,
-            at=from_micros(at),
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            account=name,
-            project=project,
-            kind=Kind(kind),
-            tools=() if tools is None else tuple(decode(tools)),
-            cached_tokens=cached_tokens,
-        )
-        window = None if start is None else Window(from_micros(start), from_micros(end))
-        decision = Decision(
-            request,
-            self._terms_of(terms),
-            Reason(reason),
-            free_tokens,
-            used,
-            total,
-            window,
-            seq,
-            Durability(durability),
-            hold=None if hold is None else hold_of(decode(hold)),
-            correction=None if correction is None else correction_of(decode(correction), of=corrects),
-        )
-        return Entry(entry, from_micros(decided_at), decision)
-
-    def _terms_of(self, key: int) -> Terms:
-        known_by_key = self._keys.by_key
-        known = known_by_key.get(key)
-        if known is None:
-            (facts,) = self._connection.execute("SELECT facts FROM terms WHERE terms = ?", (key,)).fetchone()
-            line = decode(facts)
-            known = terms_of(line, enrollment=line["enrollment"])
-            if len(known_by_key) >= TERMS_CACHED_MAX:
-                known_by_key.clear()
-            known_by_key[key] = known
-        return known
 
 
 def _key(account: int, charge: Charge) -> _TallyKey:
