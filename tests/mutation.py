@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("rule", "window", "classify")
-TESTS = ("rule", "classify", "window")
+TESTS = ("holds", "rule", "classify", "window")
 SURVIVORS = ROOT / "tests" / "mutation_survivors.toml"
 CHILD_S = 180
 

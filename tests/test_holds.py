@@ -365,6 +365,34 @@ def test_a_hold_fits_if_and_only_if_it_is_at_most_what_is_left(tokens, reading, 
     assert (hold.window, hold.until, hold.expiry) == (TODAY, NOON + HOUR, Expiry.DECIDED)
 
 
+@pytest.mark.parametrize(
+    ("tally", "used", "window"),
+    [
+        (None, 0, None),
+        (Tally(Window(NOON - HOUR, NOON + HOUR), 70, 3), 70, Window(NOON - HOUR, NOON + HOUR)),
+        (Tally(Window(NOON - HOUR, NOON), 70, 3), 0, None),
+        (Tally(Window(NOON - DAY, NOON - HOUR), 70, 3), 0, None),
+    ],
+    ids=["none yet", "open", "just over", "long over"],
+)
+def test_where_windows_roll_a_hold_is_admitted_by_the_open_one(tally, used, window):
+    """It counts beside what is used of a window that is open, and beside nothing where none is."""
+    charge = replace(charge_for(small_offer("rolling"), asked(1, 10), ENROLLED), step=HOLDING)
+    hold = admit(charge, tally, held=5)
+    assert (hold.used, hold.held, hold.window, hold.fits) == (used, 5, window, True)
+
+
+def test_a_hold_of_what_no_allowance_covers_has_no_totals():
+    """Excluded, or of a window that is no longer kept, it says why, and has neither totals nor a window."""
+    excluded = replace(charge_for(small_offer(), asked(1, 10, model="x"), ENROLLED), step=HOLDING)
+    late = charge_of(10, step=HOLDING)
+    for hold, reason in (
+        (admit(excluded, None, held=5), Reason.MODEL_NOT_LISTED),
+        (admit(late, Tally(TODAY, 70, 3), held=5, kept_since=TODAY.end), Reason.TOO_LATE),
+    ):
+        assert (hold.reason, hold.used, hold.held, hold.window, hold.aside) == (reason, None, None, None, 0)
+
+
 @given(st.lists(tokens_of_a_request, max_size=12), readings, st.integers(0, 1_000))
 def test_holds_alone_never_pass_the_allowance(bounds, reading, used):
     """One after another, beside whatever is used, what holds set aside is never more than what is left."""

@@ -14,7 +14,7 @@ REQUESTS = [
 @pytest.mark.parametrize(("good", "error"), [(0, NotExecuted), (1, OutcomeUnknown)])
 def test_what_was_written_in_part_is_never_called_not_executed(monkeypatch, good, error):
     """Where the first call of several fails nothing was written; where a later one does, something was."""
-    monkeypatch.setattr("gratis.meter.BATCH_MAX", 2)
+    monkeypatch.setattr("gratis.flows.BATCH_MAX", 2)
     meter = Meter.open("memory:", bounds=None)
     apply, calls = meter._store.apply, []
 
