@@ -358,6 +358,8 @@ class Oracle:
                 return self._again(request, word["request"], word["line"])
         if request["at"] != words[0]["request"]["at"]:
             return {"error": "conflict", "field": "at", "first": words[0]["line"]}
+        if any(word["remedy"] in {"voided", "adjusted"} for word in words):
+            return {**words[-1]["line"], "replayed": True}
         return self._correct((request["account"], request["id"]), request, "settled", now)
 
     def _correct(

@@ -96,9 +96,32 @@ def test_without_counts_a_settle_is_decided_by_its_bound(shell: Shell) -> None:
 def test_release_gives_back(shell: Shell) -> None:
     """A released hold holds nothing; what was never held is told."""
     shell.hold("r1", 200)
-    assert shell("release", "r1") == Answer(0, "", "")
+    given_back = {"id": "r1", "account": "default", "released": True}
+    assert shell("release", "r1").lines == [given_back]
     assert shell("standing").lines[0]["held"] == 0
-    assert shell("release", "r9") == Answer(2, "", "gratis: id: no hold of request 'r9' in account 'default'\n")
+    assert shell("release", "r1").lines == [given_back | {"released": False}]
+    shell.hold("r2", 200)
+    shell("settle", "r2", "--input-tokens", "1", "--output-tokens", "1")
+    assert shell("release", "r2").lines == [given_back | {"id": "r2", "released": False}]
+
+
+@pytest.mark.parametrize("counts", [("--input-tokens", "1"), ("--output-tokens", "1")])
+def test_half_a_usage_settles_nothing(shell: Shell, counts: tuple[str, str]) -> None:
+    """Who forgets one of the counts is told; the hold stays."""
+    shell.hold("r1", 200)
+    refused = shell("settle", "r1", *counts)
+    expected = "expected --input-tokens N and --output-tokens N, or neither: then its bound counts"
+    assert refused == Answer(2, "", f"gratis: settle: {expected}\n")
+    assert [line["id"] for line in shell("holds").lines] == ["r1"]
+
+
+def test_what_was_given_back_is_not_settled_by_its_id(shell: Shell) -> None:
+    """Nothing is known of it any more, so the command says how to decide it."""
+    shell.hold("r1", 200)
+    shell("release", "r1")
+    refused = shell("settle", "r1", "--input-tokens", "1", "--output-tokens", "1")
+    gone = "it was released, or ran out of time; `gratis decide` decides it all the same"
+    assert refused == Answer(2, "", f"gratis: id: no hold of request 'r1' in account 'default': {gone}\n")
 
 
 def test_what_ran_out_of_time_is_ended_by_asking(shell: Shell) -> None:
@@ -132,6 +155,8 @@ def test_an_owner_corrects_and_says_why(shell: Shell) -> None:
         (("r1", "--void", "--why", "x", "--by", "bob"), "actor: 'bob' is no owner of this account; only an owner"),
         (("r9", "--void", "--why", "x", "--by", "ann"), "id: no decision on request 'r9' of account 'default'"),
         (("r1", "--why", "x", "--by", "ann"), "correct: expected --void, or --input-tokens N"),
+        (("r1", "--input-tokens", "1", "--why", "x", "--by", "ann"), "output_tokens: missing; expected what"),
+        (("r1", "--void", "--input-tokens", "1", "--why", "x", "--by", "ann"), "correct: expected --void, or what it"),
         (("r1", "--void", "--why", "", "--by", "ann"), "why: found 0 bytes; expected 1 to 255"),
     ],
 )
@@ -156,7 +181,7 @@ def test_explain_names_what_fits_beside_what_is_held(shell: Shell) -> None:
         50,
         [],
     ]
-    assert ", 200 of them held" in shell("explain", "--model", "m", "--format", "table").out
+    assert "; 200 are held" in shell("explain", "--model", "m", "--format", "table").out
 
 
 def test_explain_names_the_group_that_would_take_it(store: str) -> None:  # noqa: F811 - as above

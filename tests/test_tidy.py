@@ -1,8 +1,12 @@
 """The shape of the code base: what would rot unless a test read it."""
 
 import ast
+import pydoc
 import re
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import gratis
 
@@ -275,6 +279,13 @@ def test_public_names_are_pinned():
     ]
     assert gratis.__all__ == expected
     assert len(expected) <= PUBLIC_MAX
+
+
+@pytest.mark.parametrize("name", ["", *gratis.__all__, "usage", "thresholds", "openai", "testing"])
+def test_help_is_there(name):
+    """`help` tells of the package and of each public name, with its parameters."""
+    thing = import_module("gratis") if not name else getattr(gratis, name, None) or import_module(f"gratis.{name}")
+    assert pydoc.render_doc(thing)
 
 
 def test_nothing_is_left_to_do():

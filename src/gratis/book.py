@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from gratis.classify import EXCLUDES, Case, amount, case_of, charge_in, exclusion, window_at
-from gratis.errors import Conflict, RequestError
-from gratis.model import Correction, Hold, Kind, Reason, Remedy, Request, correction_id, stamp
+from gratis.errors import Conflict, GratisError, RequestError
+from gratis.model import (
+    Correction,
+    Decision,
+    Hold,
+    Kind,
+    Reason,
+    Remedy,
+    Request,
+    Unit,
+    Window,
+    correction_id,
+    stamp,
+)
 from gratis.rule import Charge, contribution
 from gratis.stores import Status, held_in
 from gratis.window import Rolling
@@ -18,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from gratis.model import Change, Decision, Enrollment, Expiry, Unit, Window
+    from gratis.model import Change, Enrollment, Expiry
     from gratis.offer import Offer
     from gratis.rule import Step, Tally
     from gratis.stores import Receipt
@@ -127,6 +140,8 @@ class Book:
     ) -> None:
         self.offer = offer
         self.assumed = assumed
+        if inspect.iscoroutinefunction(on_threshold):
+            raise GratisError("on_threshold: found a coroutine function; expected a plain one, which nobody waits for")
         self.on_threshold = on_threshold
         self._claimed: set[tuple[str, str]] = set()
         self._cases = Cases(offer)

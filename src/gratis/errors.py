@@ -59,7 +59,7 @@ class Conflict(RequestError):  # noqa: N818 - it is the word of the contract
         self.hold = hold
         known = first or hold
         assert known is not None, "a conflict is with something"
-        said = f"request {known.request.id!r} of account {known.request.account!r}"
+        said = f"request {known.id!r} of account {known.request.account!r}"
         value = _said(field, getattr(known.request, field))
         if first is None:
             super().__init__(field, f"{said} is held with {value}; that hold stands")

@@ -15,7 +15,18 @@ from msgspec.structs import replace
 from gratis.book import read
 from gratis.enrollment import check_owner
 from gratis.errors import Conflict, NotExecuted, OutcomeUnknown, RequestError
-from gratis.model import EPOCH, Expiry, Held, Reason, Remedy, Request, check_name, correction_id
+from gratis.model import (
+    EPOCH,
+    TOKENS_MAX,
+    Expiry,
+    Held,
+    Reason,
+    Remedy,
+    Request,
+    check_name,
+    correction_id,
+    shown,
+)
 from gratis.rule import Holding, Overdue
 from gratis.stores import BATCH_MAX, CONFLICT_FIELDS, Receipt, Status, stops
 from gratis.thresholds import reached, tell
@@ -37,6 +48,7 @@ _WRITTEN = frozenset({Status.DECIDED, Status.HELD, Status.GONE})
 ENDS_MAX = 100_000
 CLOSED = "its window is no longer kept; what was decided in it stands"
 _DECIDED = Status.DECIDED
+_OWNERS = frozenset({Remedy.VOIDED, Remedy.ADJUSTED})
 _LATER = frozenset({Status.OUTDATED, Status.EXPIRED, Status.WAITING})
 
 
@@ -61,6 +73,8 @@ def decided(book: Book, requests: Sequence[Request]) -> Flow[list[Decision | Req
 
 def held(book: Book, request: Request, tokens_max: int, *, until: datetime, expiry: Expiry) -> Flow[Hold]:
     """A hold of so many tokens for a request, or what is known of one that was decided."""
+    if type(tokens_max) is not int or not 0 <= tokens_max <= TOKENS_MAX:
+        raise RequestError("tokens_max", f"found {shown(tokens_max)}; expected a whole number from 0 to {TOKENS_MAX}")
     bounded = replace(request, input_tokens=tokens_max, output_tokens=0, cached_tokens=0)
     (receipt,) = yield from _applied(book, [(bounded, Holding(until, expiry))])
     assert isinstance(receipt, Receipt), "who asks for a hold is not late"
@@ -83,7 +97,7 @@ def one(book: Book, request: Request) -> Flow[Decision]:
 
 def settled(book: Book, hold: Hold, usage: Usage) -> Flow[Decision]:
     """The decision on a held request by what it used, or by its bound where nobody could read that."""
-    request = settling(hold, usage)
+    request = using(hold.request, usage)
     if request.tokens is not None:
         return (yield from one(book, request))
     bound = max(hold.tokens_max, (usage.input_tokens or 0) + (usage.output_tokens or 0))
@@ -99,9 +113,8 @@ def settled(book: Book, hold: Hold, usage: Usage) -> Flow[Decision]:
     return answer
 
 
-def settling(hold: Hold, usage: Usage) -> Request:
-    """A held request with what it used; what the provider knows better (model, tools, project) is its word."""
-    request = hold.request
+def using(request: Request, usage: Usage) -> Request:
+    """A request with what it used; what the provider knows better (model, tools, project) is its word."""
     return replace(
         request,
         model=usage.model or request.model,
@@ -178,14 +191,10 @@ def corrected(
     request = _latest(words)
     if usage is None:
         return (yield from _corrected(book, request, Remedy.VOIDED, actor=actor, why=why))
-    if usage.input_tokens is None:
-        raise RequestError("input_tokens", "missing; expected what the request really used")
-    counted = replace(
-        request,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=usage.cached_tokens,
-    )
+    counted = using(request, usage)
+    if counted.tokens is None:
+        field = "input_tokens" if usage.input_tokens is None else "output_tokens"
+        raise RequestError(field, "missing; expected what the request really used")
     return (yield from _corrected(book, counted, Remedy.ADJUSTED, actor=actor, why=why))
 
 
@@ -306,7 +315,9 @@ def _is_end(word: Decision) -> bool:
     return word.correction is not None and word.correction.remedy in {Remedy.SETTLED, Remedy.RELEASED}
 
 
-def _settled_late(book: Book, request: Request) -> Flow[Decision | RequestError]:
+def _settled_late(  # noqa: PLR0911 - a row a case
+    book: Book, request: Request
+) -> Flow[Decision | RequestError]:
     """The decision on a request whose hold ran out of time before it was settled: it corrects what was assumed."""
     words = yield from words_on(book, request.account, request.id)
     if not words:
@@ -321,6 +332,8 @@ def _settled_late(book: Book, request: Request) -> Flow[Decision | RequestError]
         return replace(word, replayed=True)
     if words[0].request.at != request.at:
         return Conflict("at", words[0])
+    if any(word.correction is not None and word.correction.remedy in _OWNERS for word in words):
+        return replace(words[-1], replayed=True)  # what an owner said stands
     try:
         return (yield from _corrected(book, request, Remedy.SETTLED))
     except RequestError as error:

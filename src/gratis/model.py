@@ -524,10 +524,10 @@ def from_micros(since: int) -> datetime:
 
 def correction_id(of: str, number: int) -> str:
     """The id under which the `number`th correction of a request is decided."""
-    name = f"{of}~{number}"
+    name = f"correction {number} of {of}"
     if len(name.encode()) <= NAME_BYTES_MAX:
         return name
-    return f"{blake2b(of.encode(), digest_size=32).hexdigest()}~{number}"
+    return f"correction {number} of {blake2b(of.encode(), digest_size=32).hexdigest()}"
 
 
 def check_name(field: str, value: object) -> None:

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from gratis.model import Reason, stamp
+from gratis.model import Decision, Reason, Window, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from gratis.model import Decision, Window
 
 PERCENTS = (50, 80, 95, 100)
 SERIOUS = 95

@@ -259,7 +259,9 @@ def _wrong_correction(entry: Entry, charge: Charge) -> Iterator[Finding]:
     if not expected.of:
         yield _finding(FindingKind.WRONG_CORRECTION, entry, "id", found.of, "a request that was decided before")
         return
-    if (found.actor is not None) is not (found.remedy in OWNERS and found.why is not None):
+    # An owner's correction may need another one before it, which gives back what counted elsewhere.
+    is_owners = found.actor is not None if found.remedy is Remedy.RELEASED else found.remedy in OWNERS
+    if (found.actor is not None, found.why is not None) != (is_owners, is_owners):
         yield _finding(FindingKind.WRONG_CORRECTION, entry, "actor", found.actor, "an owner who says why, or nobody")
     ours, theirs = correction_line(expected), correction_line(found)
     for field in ("returned", "window_start", "window_end"):

@@ -139,7 +139,7 @@ def _explanation_text(found: Explanation) -> str:
     else:
         left = f"{number(found.fits)} {found.unit} of group {decision.group} still fit{until}"
     if found.held:
-        left += f", {number(found.held)} of them held"
+        left += f"; {number(found.held)} are held"
     if decision.is_free:
         return paint("free", "green") + f": {decision.reason}; {left}"
     elsewhere = "".join(f"; group {name} would take it" for name in found.elsewhere)

@@ -144,7 +144,7 @@ def _hold(commands: Commands) -> None:
 
 
 def _settle(commands: Commands) -> None:
-    command = _command(commands, "settle", holding.settle, "decide a held request by what it used")
+    command = _command(commands, "settle", holding.settle, "decide a held request by what it used, or by its bound")
     _request_id(command)
     _used(command)
     command.add_argument("--model", help="the model that answered, if the provider says another")
@@ -182,8 +182,8 @@ def _request_id(command: argparse.ArgumentParser) -> None:
 
 
 def _used(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--input-tokens", type=_count, metavar="N", help="what it used; without it, its bound counts")
-    command.add_argument("--output-tokens", type=_count, metavar="N")
+    command.add_argument("--input-tokens", type=_count, metavar="N", help="what it used")
+    command.add_argument("--output-tokens", type=_count, metavar="N", help="and what it made")
     command.add_argument("--cached-tokens", type=_count, default=0, metavar="N", help="the cached part of its input")
 
 
@@ -275,6 +275,8 @@ def _responses(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--account", default="default", help="with --responses: whose they are (default: default)")
     command.add_argument("--project", help="with --responses: the project that sent them")
+    command.add_argument("--model", help="with --responses: of those that name no model")
+    command.add_argument("--at", type=_instant, metavar="TIME", help="with --responses: of those that tell no time")
 
 
 def _store(command: argparse.ArgumentParser) -> None:

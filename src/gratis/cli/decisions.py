@@ -20,6 +20,7 @@ from gratis.stores import Bounds
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from gratis.model import Change, Request
     from gratis.thresholds import Threshold
@@ -117,7 +118,18 @@ def _of_response(arguments: argparse.Namespace, line: object) -> Request:
     """A request from the provider's response to it, or from a line of a batch's output."""
     if not isinstance(line, dict):
         raise RequestError("line", f"found {type(line).__name__}; expected a JSON object")
-    return usage.request(line, account=arguments.account, project=arguments.project)
+    return usage.request(
+        line,
+        account=arguments.account,
+        project=arguments.project,
+        model=arguments.model,
+        at=_unless_told(line, arguments.at),
+    )
+
+
+def _unless_told(line: dict[str, object], at: datetime | None) -> datetime | None:
+    """The time that is given, for an answer that tells none."""
+    return at if at is not None and usage.read(line).at is None else None
 
 
 def _by_number(error: tuple[int, RequestError]) -> int:

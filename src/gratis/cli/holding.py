@@ -61,7 +61,12 @@ def settle(arguments: argparse.Namespace) -> int:
         tools=tuple(arguments.tool),
     )
     with _opened(arguments) as meter:
-        decision = meter.settle(_found(meter, arguments), used)
+        hold = _found(meter, arguments)
+        made = 0 if hold.request.kind is Kind.EMBEDDING and used.input_tokens is not None else used.output_tokens
+        if (used.input_tokens is None) is not (made is None):
+            expected = "--input-tokens N and --output-tokens N, or neither: then its bound counts"
+            raise GratisError(f"settle: expected {expected}")
+        decision = meter.settle(hold, used)
     _show_decisions(arguments, [decision])
     return 0
 
@@ -69,8 +74,14 @@ def settle(arguments: argparse.Namespace) -> int:
 def release(arguments: argparse.Namespace) -> int:
     """Give a hold back."""
     with _opened(arguments) as meter:
-        decision = meter.release(_found(meter, arguments))
-    _show_decisions(arguments, [] if decision is None else [decision])
+        known = _known(meter, arguments.account, arguments.id)
+        decision = None if known is None else meter.release(_held(meter, known))
+    if decision is not None:
+        _show_decisions(arguments, [decision])
+    elif is_table(arguments.format):
+        print("given back" if isinstance(known, Hold) else "nothing is held: it was settled or released before")
+    else:
+        Output().lines([{"id": arguments.id, "account": arguments.account, "released": isinstance(known, Hold)}])
     return 0
 
 
@@ -91,6 +102,8 @@ def correct(arguments: argparse.Namespace) -> int:
     place = {"account": arguments.account, "actor": actor, "why": arguments.why}
     with _opened(arguments) as meter:
         if arguments.void:
+            if arguments.input_tokens is not None or arguments.output_tokens is not None:
+                raise GratisError("correct: expected --void, or what it really used; not both")
             decision = meter.void(arguments.id, **place)
         else:
             if arguments.input_tokens is None:
@@ -121,10 +134,13 @@ def _found(meter: Meter, arguments: argparse.Namespace) -> Hold:
     """The hold of a request, or what it would say of one that was decided."""
     known = _known(meter, arguments.account, arguments.id)
     if known is None:
-        raise RequestError("id", f"no hold of request {arguments.id!r} in account {arguments.account!r}")
-    if isinstance(known, Hold):
-        return known
-    return meter.hold(known.request, known.tokens or 0)
+        gone = "it was released, or ran out of time; `gratis decide` decides it all the same"
+        raise RequestError("id", f"no hold of request {arguments.id!r} in account {arguments.account!r}: {gone}")
+    return _held(meter, known)
+
+
+def _held(meter: Meter, known: Hold | Decision) -> Hold:
+    return known if isinstance(known, Hold) else meter.hold(known.request, known.tokens or 0)
 
 
 def _show_holds(arguments: argparse.Namespace, found: Sequence[Hold]) -> None:

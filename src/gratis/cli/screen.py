@@ -78,8 +78,13 @@ class Listing:
         for decision in decisions:
             line = decision_line(decision)
             line["at"] = f"{decision.at:%Y-%m-%dT%H:%M:%SZ}"
-            if decision.replayed:
-                line["reason"] = f"{line['reason']} (replayed)"
+            marks = [
+                *([decision.correction.remedy] if decision.correction else []),
+                *(["by its bound"] if decision.is_unmeasured else []),
+                *(["replayed"] if decision.replayed else []),
+            ]
+            if marks:
+                line["reason"] = f"{line['reason']} ({', '.join(marks)})"
             self.row(line, "green" if decision.is_free else "red")
 
     def row(self, line: Mapping[str, Any], color: str | None = None) -> None:

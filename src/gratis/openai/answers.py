@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from contextlib import aclosing, closing, suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -124,11 +124,14 @@ def _passed(chunks: Any, tally: Tally, *, hides_usage: bool) -> Iterator[Any]:
 
 
 async def _passed_async(chunks: Any, tally: Tally, *, hides_usage: bool) -> AsyncIterator[Any]:
-    async with aclosing(chunks):
+    try:
         async for chunk in chunks:
             tally.note(chunk)
             if not (hides_usage and _is_usage_alone(chunk)):
                 yield chunk
+    finally:
+        with suppress(RuntimeError):  # a loop that ends closes all that is left at once, this and what it reads from
+            await chunks.aclose()
 
 
 def _is_usage_alone(chunk: Any) -> bool:

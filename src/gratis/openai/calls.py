@@ -188,6 +188,10 @@ def admitted(plan: Plan, *, method: str, path: str, body: Mapping[str, Any], pro
         kind=kind,
     )
     hold = yield from _held(plan, asked, body)
+    if hold is None and scope.id is not None:
+        words = yield Ask("decisions", (asked.id,), {"account": asked.account})
+        if words:
+            raise Conflict("id", words[0])
     call = Call(asked, hold, Record(), is_background=body.get("background") is True)
     if hold is not None and hold.request.model != asked.model:
         call.changes["model"] = hold.request.model
@@ -236,7 +240,7 @@ def failed(plan: Plan, call: Call) -> Flow[None]:
         return
     elif call.hold is None and call.refused < call.sent:
         yield from ended(plan, call)
-    elif call.hold is not None and call.refused < call.sent:
+    elif call.hold is not None and (call.hold.replayed or call.refused < call.sent):
         call.record.why = f"whether it ran is not known: its hold stays until {stamp(call.hold.until)}"
         log.info("request %r may have run; %s", call.request.id, call.record.why)
     else:
@@ -277,12 +281,14 @@ def _held(plan: Plan, asked: Request, body: Mapping[str, Any]) -> Flow[Hold | No
     first = yield from _hold(plan, asked, most)
     if first.fits or (last == SEND and not models):
         return first
-    yield Ask("release", (first,))
+    if not first.replayed:  # else an attempt before this one may have run
+        yield Ask("release", (first,))
     for model in models:
         other = yield from _hold(plan, replace(asked, model=model), most)
         if other.fits:
             return other
-        yield Ask("release", (other,))
+        if not other.replayed:
+            yield Ask("release", (other,))
     if last == SEND:
         return (yield from _hold(plan, asked, most))
     found = yield Ask("explain", (replace(asked, input_tokens=most, output_tokens=0),))

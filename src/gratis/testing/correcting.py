@@ -161,7 +161,7 @@ class Correcting:
             for why in ("", "x" * 256, "\n"):
                 same(refused(RequestError, meter.void, "r1", **{**BY, "why": why}).field, "why", "field")
             same(refused(RequestError, meter.adjust, "r1", spent(None), **BY).field, "input_tokens", "field")
-            for name in ("r2", "acme", "r1~1"):
+            for name in ("r2", "acme", correction_id("r1", 1)):
                 same(meter.decisions(name, account="acme"), [], f"what was said of {name}")
                 same(refused(RequestError, meter.void, name, **BY).field, "id", name)
                 same(refused(RequestError, meter.adjust, name, spent(5), **BY).field, "id", name)
@@ -316,7 +316,7 @@ class Correcting:
         """Requests with ids of any letters and length are corrected, each for itself, and more than once."""
         with Views(open_store) as views:
             meter = _owned(views)
-            names = sorted({*HOSTILE, *LONG, "a~1~1", "a~b", "~", "~1"})
+            names = sorted({*HOSTILE, *LONG, correction_id("a", 1), "a~b", "~"})
             meter.decide_many([asked("", 1, id=name) for name in names])
             for left, name in zip(range(len(names) - 1, -1, -1), names, strict=True):
                 adjusted = meter.adjust(name, spent(2), **BY)
