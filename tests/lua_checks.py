@@ -3,6 +3,7 @@
 import signal
 from contextlib import contextmanager, suppress
 from functools import partial
+from uuid import uuid4
 
 import pytest
 from msgspec.structs import force_setattr, replace
@@ -13,7 +14,7 @@ from tests.twins import History, Twins
 from gratis import Conflict, Enrollment, Meter, NotExecuted, RequestError, Sharing, StoreError
 from gratis.book import corrects
 from gratis.classify import charge_for
-from gratis.model import Expiry, Held, Remedy, micros
+from gratis.model import Expiry, Held, Hold, Remedy, micros
 from gratis.rule import Holding, Overdue
 from gratis.stores import Bounds, Status
 from gratis.stores.redis import calls, layout, trim
@@ -836,6 +837,33 @@ def check_trims_by_hand(bench):
     refused(NotExecuted, trims, store, 0, early)
 
 
+def check_trims_of_corrections(bench):
+    """How often a decision was corrected is forgotten with its last correction, a claim when it is over."""
+    meter = bench.meter(assume=None)
+    meter.enroll("acme", ENROLLED, actor="ann")
+    store, name, field = meter._store, meter.offer.name, b"c%b\0\xa2r1" % WORD
+    end = meter.decide(asked(1, 100)).window.end
+    meter.decide(asked(2, 100))
+    for number, account in ((1, "r1"), (2, "r1"), (1, "r2")):
+        meter.adjust(account, spent(10 * number), actor="ann", why=f"{number}", account="acme")
+    for which, until in (("a", end), ("b", WEEKS)):
+        assert store.claim(name, "acme", which, until=until, token=uuid4().hex), "claimed"
+    for which in ("a", "b"):
+        assert not store.claim(name, "acme", which, until=end, token=uuid4().hex), "claimed again"
+    bench.clock.now = end + KEEP
+    for upto, count in ((1, 2), (2, 2), (3, 2), (4, 0)):
+        same(store.trim(upto), (upto,), "how far")
+        same(store.corrections(name, "acme", "r1"), count, f"corrections, up to {upto}")
+        same(field in bench.raw.state(), count > 0, "its field")
+        same(store.corrections(name, "acme", "r2"), 1, "of another")
+    claims = bench.raw.state()[b"m" + WORD].split(b"\n")
+    same([line.split(b" ", 2)[2] for line in claims[:-1]], [b'"b"'], "what is claimed yet")
+    assert store.claim(name, "acme", "a", until=end, token=uuid4().hex), "claimed anew"
+    bench.clock.now = WEEKS + KEEP
+    same(store.trim(9), (5,), "all")
+    same([name for name in bench.raw.state() if name[:1] in {b"c", b"m", b"i"}], [], "fields of what is over")
+
+
 def check_kept(bench):
     """The later of what the caller and the shard keep no longer counts, to the microsecond, in every window."""
     for window in ("day", "rolling"):
@@ -1077,34 +1105,36 @@ def check_holds_that_fail(bench):
     verbs = {
         "hold": lambda meter: meter.hold(asked("new", None), 10),
         "settle": lambda meter: meter.decide(asked("a", 90)),
+        "mixed": lambda meter: meter._store.apply(
+            [held(meter, asked("new", 10), 30), charge_for(meter.offer, asked("plain", 1), ENROLLED)]
+        ),
         "several": lambda meter: meter.decide_many([asked("a", 90), asked("b", 90), asked("more", 1)]),
         "extend": lambda meter: meter.extend(replace(meter.holds("acme")[0]), for_=HOUR),
-        "release": lambda meter: meter.release(meter.holds("acme")[0]),
+        "release": lambda meter: (meter.release(meter.holds("acme")[0]), "told"),
     }
     for name, verb in verbs.items():
         for late in (False, True):
             for script in ("apply.lua", "hold.lua"):
-                place, calls_made = 0, 1
-                while place <= calls_made:
+                place, total = 0, 0
+                while place <= total:
                     bench.reset()
                     meter = bench.meter()
                     for which, size, minutes in HELD:
                         meter.hold(asked(which, None), size, for_=minutes * MINUTE)
                     bench.clock.now += MINUTE * late
                     before = bench.raw.contents()
-                    failed = False
-                    with bench.failing(meter, script, Fault(place, place, "OOM")):
-                        try:
-                            verb(meter)
-                        except (NotExecuted, RequestError):
-                            failed = True
-                    calls_made = int(bench.raw.ask("GETDEL", "calls") or 0)
+                    answer = None
+                    with suppress(NotExecuted, RequestError), bench.failing(meter, script, Fault(place, place, "OOM")):
+                        answer = verb(meter)
+                    total = max(total, int(bench.raw.ask("GETDEL", "calls") or 0))  # with no fault it makes them all
                     after = bench.raw.contents()
-                    if failed and name in {"extend", "release"}:
+                    if answer is None and name in {"extend", "release"}:
                         same(after[SHARD.state], before[SHARD.state], f"{name}, {script}, call {place}")
-                    holds_of(bench.raw)
+                    kept = {hold.id for hold in holds_of(bench.raw)}
+                    if isinstance(answer, Hold) or (name == "mixed" and answer and answer[0].hold):
+                        assert name == "extend" or layout.id_bytes("rnew") in kept, f"what {name} said, call {place}"
                     bench.raw.load(bench.texts)
-                    if failed or name not in {"extend", "release"}:
+                    if answer is None or name not in {"extend", "release"}:
                         verb(bench.meter())
                     holds_of(bench.raw)
                     bench.clock.now += 2 * HOUR
@@ -1139,6 +1169,11 @@ def check_holds_that_share_a_window(bench):
             same(len(exactly(bench)), 1, "left")
             store.apply([replace(d, step=None)])
             same(exactly(bench), [], "at last")
+        five, one = (held(meter, asked(f"all but {size}", size), 5) for size in (5, 1))
+        store.apply([five, one])
+        store.apply([replace(five, step=None)])
+        same([hold.tokens for hold in exactly(bench)], [1], "all but one")
+        store.apply([replace(one, step=None)])
         again = held(meter, asked("again", 5), -5, "released")
         steps = [again, replace(again, step=Overdue(5, None)), again, replace(again, step=Overdue(5, None))]
         steps += [held(meter, asked("again", 6), 7)]
@@ -1206,7 +1241,7 @@ def check_holds_at_their_ends(bench):
     exactly(bench)
 
 
-def check_settles_that_come_late(bench):
+def check_holds_that_are_settled_late(bench):
     """What follows, in one call, a settle whose hold was decided by its bound waits for it; a question does not."""
     meter, other = bench.meter(), bench.meter()
     store = meter._store
@@ -1356,7 +1391,16 @@ def check_corrections_that_are_refused(bench):
         meter.release(receipt.hold)
         all_of_it = replace(charge, step=replace(charge.step, returned=90))
         same(meter._store.apply([all_of_it])[0].decision.used, 0, "all of it")
-        bench.clock.now += 30 * DAY
+        keep(bench, micros(NOON + HOUR))
+        bench.clock.now = NOON + 2 * HOUR
+        if window == "rolling":  # a window of another account, which is kept no longer, may have ended within this one
+            meter.decide(asked("more", 20, at=bench.clock.now))
+            later = charge_for(meter.offer, asked("later", 990, at=bench.clock.now), ENROLLED, version=1)
+            step = replace(charge.step, number=4, returned=20)
+            early = replace(charge, request=replace(charge.request, id="ra~4"), step=step)
+            found = meter._store.apply([early, later])
+            same((found[0].status, found[1].decision.used), (Status.CLOSED, 20), "what it returned")
+        bench.clock.now = NOON + 30 * DAY
         closed = replace(
             charge, request=replace(charge.request, id="ra~4"), step=replace(charge.step, number=4, returned=0)
         )
@@ -1391,7 +1435,15 @@ def check_longer_programs(bench):
         drive(partial(opened, bench), seed=seed, steps=500)
 
 
-LONG = (check_programs, check_large_batches, check_large_batches_that_fail, check_contract, check_longer_programs)
+LONG = (
+    check_histories,
+    check_holds_that_fail,
+    check_programs,
+    check_large_batches,
+    check_large_batches_that_fail,
+    check_contract,
+    check_longer_programs,
+)
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_") and value not in LONG]
 CHECKS += LONG
 OF_HOLDS = [each for each in CHECKS if each.__name__.startswith(("check_holds", "check_corrections", "check_hist"))]

@@ -70,6 +70,11 @@ CLIENT_SIDE_TOOLS = {"function", "custom"}
 EXCLUDED_PLANS = {"enterprise"}
 
 
+def is_an_owners(words: list[dict[str, Any]]) -> bool:
+    """Whether an owner said something of a request: that stands."""
+    return any(word["remedy"] in {"voided", "adjusted"} for word in words)
+
+
 class Oracle:
     """One store and one offer under one reading of it; without bounds, old data is judged as it was."""
 
@@ -217,7 +222,9 @@ class Oracle:
         words = self.words.get(key, [])
         if not words or not words[0]["unmeasured"] or any(word["remedy"] in {"settled", "released"} for word in words):
             return None
-        return self._correct(key, words[0]["request"], "released", now)
+        if is_an_owners(words):
+            return {**words[-1]["line"], "replayed": True}
+        return self._correct(key, words[-1]["request"], "released", now)
 
     def extend(self, hold: dict[str, Any], *, until: int) -> dict[str, Any]:
         """The hold with another end."""
@@ -358,7 +365,7 @@ class Oracle:
                 return self._again(request, word["request"], word["line"])
         if request["at"] != words[0]["request"]["at"]:
             return {"error": "conflict", "field": "at", "first": words[0]["line"]}
-        if any(word["remedy"] in {"voided", "adjusted"} for word in words):
+        if is_an_owners(words):
             return {**words[-1]["line"], "replayed": True}
         return self._correct((request["account"], request["id"]), request, "settled", now)
 

@@ -30,7 +30,7 @@ TOKENS = st.one_of(st.integers(0, 10), st.integers(0, 200_000), st.sampled_from(
 USAGES = st.builds(
     Usage,
     input_tokens=st.one_of(TOKENS, st.none()),
-    output_tokens=st.just(0),
+    output_tokens=st.sampled_from([0, 0, 0, None]),
     model=st.sampled_from([None, None, None, SMALL, "unknown"]),
     tools=st.sampled_from([(), (), ("web_search",)]),
 )

@@ -412,6 +412,16 @@ def test_ending_a_hold_is_judged_as_any_request(tokens, reading, tally, step, bo
     assert found.hold == Held(bound, TODAY, is_unmeasured=step == "overdue")
 
 
+def test_what_is_excluded_says_what_it_ends_too():
+    """A request that no allowance covers ends its hold, or corrects, as any other."""
+    charge = charge_for(small_offer(), asked(1, 10, model="x"), ENROLLED)
+    correction = Correction("1", 1, Remedy.ADJUSTED, 0, None, "ann", "a bill")
+    steps = [None, Held(10), Overdue(10, None), correction]
+    found = [decide(replace(charge, step=step), None)[0] for step in steps]
+    marks = [(one.hold, one.correction) for one in found]
+    assert marks == [(None, None), (Held(10), None), (Held(10, None, is_unmeasured=True), None), (None, correction)]
+
+
 @given(tokens_of_a_request, readings, tallies)
 def test_a_contribution_is_what_a_decision_added(tokens, reading, tally):
     """What is used after a decision is what was used before it and its contribution."""
@@ -635,8 +645,8 @@ def test_a_process_claims_a_threshold_once(monkeypatch):
     monkeypatch.setattr(
         MemoryStore,
         "claim",
-        lambda self, offer, account, name, *, until: (
-            claims.append(name.rpartition("\0")[2]) or claim(self, offer, account, name, until=until)
+        lambda self, offer, account, name, *, until, token: (
+            claims.append(name.rpartition("\0")[2]) or claim(self, offer, account, name, until=until, token=token)
         ),
     )
     scene = Scene()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
@@ -61,7 +62,7 @@ def use_it_all(url: str, scripts: Server) -> Durability:
         meter.settle(holds[0], Usage(input_tokens=1, output_tokens=1))
         assert meter.release(meter.extend(holds[1])) is None
         meter.void("0", actor="ann", why="counted twice", account="acme")
-        assert meter._store.claim("openai-data-sharing", "acme", "a threshold", until=NOW)
+        assert meter._store.claim("openai-data-sharing", "acme", "a threshold", until=NOW, token=uuid4().hex)
         now = NOW + timedelta(hours=1)
         assert [decision.id for decision in meter.expire("acme")] == ["h2"]
         assert [(standing.used, standing.held) for standing in meter.standing("acme")] == [(11, 0), (0, 0)]

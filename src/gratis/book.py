@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -144,6 +147,8 @@ class Book:
             raise GratisError("on_threshold: found a coroutine function; expected a plain one, which nobody waits for")
         self.on_threshold = on_threshold
         self._claimed: set[tuple[str, str]] = set()
+        self._token = uuid4().hex
+        self._lock = Lock()
         self._cases = Cases(offer)
         self._latest: dict[str, Change] = {}
 
@@ -154,15 +159,25 @@ class Book:
             return self._cases.charge(request, self.assumed, 0, step)
         return self._cases.charge(request, change.enrollment, change.version, step)
 
-    def is_claimed(self, account: str, place: str) -> bool:
-        """Whether this process knows that a threshold was told."""
-        return (account, place) in self._claimed
+    @property
+    def token(self) -> str:
+        """By what this process knows its own claims again, should an answer be lost."""
+        return f"{self._token}{os.getpid()}"
 
-    def claimed(self, account: str, place: str) -> None:
-        """Remember that a threshold was told."""
-        if len(self._claimed) >= ACCOUNTS_CACHED_MAX:
-            self._claimed.clear()
-        self._claimed.add((account, place))
+    def takes(self, account: str, place: str) -> bool:
+        """Whether it is this caller's turn to claim a threshold, which nobody of this process did so far."""
+        with self._lock:
+            if (account, place) in self._claimed:
+                return False
+            if len(self._claimed) >= ACCOUNTS_CACHED_MAX:
+                self._claimed.clear()
+                self._token = uuid4().hex  # what was told under the old one is not to be told again
+            self._claimed.add((account, place))
+            return True
+
+    def gives_up(self, account: str, place: str) -> None:
+        """Leave a threshold that could not be claimed to whoever comes next."""
+        self._claimed.discard((account, place))
 
     def learn(self, account: str, change: Change | None) -> None:
         """Remember the latest change of an account's enrollment."""
@@ -299,18 +314,31 @@ def corrects(
     if is_void:
         request = replace(request, input_tokens=0, output_tokens=0, cached_tokens=0)
     request = replace(request, id=correction_id(first.request.id, number))
+    returned, terms = contribution(latest, _taken(offer, latest)), latest.terms
+    pin = latest.window or (None if first.hold is None else first.hold.window)
+    if is_void:
+        # Whatever the offer says by now, it counts for nothing where it counted; it opens no window.
+        step = Correction(first.request.id, number, remedy, returned, pin, actor, why)
+        if latest.window is None:
+            return Charge(request, replace(terms, reason=latest.reason), 0, 0, None, rolls=False, step=step)
+        return Charge(request, terms, 0, 0, latest.window, rolls=terms.window.startswith("rolling "), step=step)
     case = case_of(offer, request, first.terms.enrollment)
-    before = case_of(offer, latest.request, first.terms.enrollment).group
-    taken = 0 if before is None or _is_void(latest) else amount(before, latest.request)
-    window = None
-    if latest.used is None or (case.terms.group, case.terms.window) == _place(latest):
-        window = latest.window or (None if first.hold is None else first.hold.window)
-    step = Correction(first.request.id, number, remedy, contribution(latest, taken), window, actor, why)
-    if is_void and latest.window is None:
-        # It counted in no window, and is not to open one: it stays what it was, of no tokens.
-        return Charge(request, replace(latest.terms, reason=latest.reason), 0, 0, None, rolls=False, step=step)
-    charge = charge_in(case, request, 0, step)
-    return replace(charge, amount=0) if is_void else charge
+    is_same = latest.used is None or (case.terms.group, case.terms.window) == _place(latest)
+    step = Correction(first.request.id, number, remedy, returned, pin if is_same else None, actor, why)
+    return charge_in(case, request, 0, step)
+
+
+def _taken(offer: Offer, word: Decision) -> int:
+    """What a request took of its allowance; of the offer only whether cached input counts is asked."""
+    tokens = word.request.tokens
+    if word.used is None or tokens is None or _is_void(word):
+        return 0
+    if word.terms.unit is not Unit.TOKENS:
+        return 1
+    revision = offer.at(word.at)
+    groups = () if revision is None else revision.groups
+    is_all = all(group.counts_cached_input for group in groups if group.name == word.terms.group)
+    return tokens if is_all else tokens - word.request.cached_tokens
 
 
 def _place(word: Decision) -> tuple[str | None, str]:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from gratis.book import read
 from gratis.enrollment import check_owner
-from gratis.errors import Conflict, NotExecuted, OutcomeUnknown, RequestError
+from gratis.errors import Conflict, NotExecuted, OutcomeUnknown, RequestError, StoreError
 from gratis.model import (
     EPOCH,
     TOKENS_MAX,
@@ -29,7 +29,7 @@ from gratis.model import (
 )
 from gratis.rule import Holding, Overdue
 from gratis.stores import BATCH_MAX, CONFLICT_FIELDS, Receipt, Status, stops
-from gratis.thresholds import reached, tell
+from gratis.thresholds import reached, tell, unclaimed
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -277,12 +277,19 @@ def _told(book: Book, receipts: Sequence[Receipt]) -> Flow[None]:
             continue
         for threshold in reached(receipt.decision):
             decision = receipt.decision
-            if book.is_claimed(decision.account, threshold.place):
+            if not book.takes(decision.account, threshold.place):
                 continue
             place = (decision.offer, decision.account, threshold.place)
-            if (yield Ask("claim", place, {"until": threshold.window.end})):
+            try:
+                is_ours = yield Ask("claim", place, {"until": threshold.window.end, "token": book.token})
+            except BaseException as error:
+                book.gives_up(decision.account, threshold.place)
+                if not isinstance(error, StoreError):
+                    raise
+                unclaimed(threshold, error)  # the decision is made; who comes next tries again
+                return
+            if is_ours:
                 tell(threshold, book.on_threshold)
-            book.claimed(decision.account, threshold.place)
 
 
 def partly(error: NotExecuted, written: Sequence[Sequence[Receipt]]) -> NotExecuted | OutcomeUnknown:
@@ -315,9 +322,7 @@ def _is_end(word: Decision) -> bool:
     return word.correction is not None and word.correction.remedy in {Remedy.SETTLED, Remedy.RELEASED}
 
 
-def _settled_late(  # noqa: PLR0911 - a row a case
-    book: Book, request: Request
-) -> Flow[Decision | RequestError]:
+def _settled_late(book: Book, request: Request) -> Flow[Decision | RequestError]:
     """The decision on a request whose hold ran out of time before it was settled: it corrects what was assumed."""
     words = yield from words_on(book, request.account, request.id)
     if not words:
@@ -332,8 +337,6 @@ def _settled_late(  # noqa: PLR0911 - a row a case
         return replace(word, replayed=True)
     if words[0].request.at != request.at:
         return Conflict("at", words[0])
-    if any(word.correction is not None and word.correction.remedy in _OWNERS for word in words):
-        return replace(words[-1], replayed=True)  # what an owner said stands
     try:
         return (yield from _corrected(book, request, Remedy.SETTLED))
     except RequestError as error:
@@ -348,6 +351,8 @@ def _corrected(
         words = yield from words_on(book, request.account, request.id)
         if not words:
             raise _unknown(request)
+        if actor is None and any(word.correction is not None and word.correction.remedy in _OWNERS for word in words):
+            return replace(words[-1], replayed=True)  # what an owner said stands
         charge = book.correction(words, request, remedy, actor=actor, why=why)
         if charge is None:
             return replace(words[-1], replayed=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gratis import clock as system, flows
 from gratis.book import Book, Explanation, Standing
-from gratis.errors import NotExecuted, RequestError
+from gratis.errors import NotExecuted, RequestError, StoreError
 from gratis.ledger import Filter, select
 from gratis.model import Expiry, check_name, shown, utc
 from gratis.offer import Offer
@@ -194,21 +194,23 @@ class Meter:
     def _run(self, flow: Flow[T], *answers: Receipt) -> T:
         """Drive a flow; an answer that is there already is that to its first question."""
         written: list[list[Receipt]] = []
-        known, answer = list(answers), None
+        known, answer, error = list(answers), None, None
         while True:
             try:
-                ask = flow.send(answer)
+                ask = flow.send(answer) if error is None else flow.throw(error)
             except StopIteration as end:
                 found: T = end.value
                 return found
-            answer, known = known or self._answer(ask, written), []
+            except NotExecuted as refusal:
+                raise flows.partly(refusal, written) from refusal
+            try:
+                answer, known, error = known or self._answer(ask, written), [], None
+            except StoreError as failure:
+                error = failure
 
     def _answer(self, ask: Ask, written: list[list[Receipt]]) -> Any:
-        try:
-            answer = getattr(self._store, ask.verb)(*ask.args, **ask.options)
-        except NotExecuted as error:
-            raise flows.partly(error, written) from error
-        if ask.verb == "apply":
+        answer = getattr(self._store, ask.verb)(*ask.args, **ask.options)
+        if ask.verb == "apply" and not ask.options:  # a dry one writes nothing
             written.append(answer)
         return answer
 
@@ -382,25 +384,24 @@ class AsyncMeter:
     async def _run(self, flow: Flow[T], *answers: Receipt) -> T:
         """Drive a flow; an answer that is there already is that to its first question."""
         written: list[list[Receipt]] = []
-        known, answer = list(answers), None
+        known, answer, error = list(answers), None, None
         while True:
             try:
-                ask = flow.send(answer)
+                ask = flow.send(answer) if error is None else flow.throw(error)
             except StopIteration as end:
                 found: T = end.value
                 return found
-            answer, known = known or await self._answer(ask, written), []
+            except NotExecuted as refusal:
+                raise flows.partly(refusal, written) from refusal
+            try:
+                answer, known, error = known or await self._answer(ask, written), [], None
+            except StoreError as failure:
+                error = failure
 
     async def _answer(self, ask: Ask, written: list[list[Receipt]]) -> Any:
-        try:
-            if ask.verb != "apply":
-                return await self._gathered.run(getattr(self._store, ask.verb), *ask.args, **ask.options)
-            if ask.options:
-                answer = await self._gathered.run(self._store.apply, *ask.args, **ask.options)
-            else:
-                answer = await self._gathered.apply(*ask.args)
-        except NotExecuted as error:
-            raise flows.partly(error, written) from error
+        if ask.verb != "apply" or ask.options:  # a dry one writes nothing
+            return await self._gathered.run(getattr(self._store, ask.verb), *ask.args, **ask.options)
+        answer = await self._gathered.apply(*ask.args)
         written.append(answer)
         return answer
 

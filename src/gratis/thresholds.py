@@ -78,3 +78,8 @@ def tell(threshold: Threshold, listener: Callable[[Threshold], None]) -> None:
         listener(threshold)
     except Exception:  # noqa: BLE001 - whatever a listener raises, the decision is made
         _LOG.exception("a listener failed at %s of group %s", threshold.name, threshold.decision.terms.group)
+
+
+def unclaimed(threshold: Threshold, error: Exception) -> None:
+    """Say that a threshold could not be claimed now; it is tried again with the next decision."""
+    _LOG.warning("%s of group %s is not told yet: %s", threshold.name, threshold.decision.terms.group, error)

@@ -177,7 +177,8 @@ class Audit:
                 yield _finding(FindingKind.WRONG_TOTALS, entry, "tokens", found.tokens, found.hold.tokens_max)
         else:
             charge = self._corrects(entry, cases, found.correction)
-            yield from _wrong_correction(entry, charge)
+            first = self._seen[found.offer].get(found.account, found.correction.of)
+            yield from _wrong_correction(entry, charge, first)
         for field in terms.__struct_fields__:
             ours, theirs = getattr(charge.terms, field), getattr(terms, field)
             if ours != theirs:
@@ -251,7 +252,7 @@ MISPRINTS = {
 OWNERS = frozenset({Remedy.VOIDED, Remedy.ADJUSTED})
 
 
-def _wrong_correction(entry: Entry, charge: Charge) -> Iterator[Finding]:
+def _wrong_correction(entry: Entry, charge: Charge, first: Decision | None) -> Iterator[Finding]:
     """What a correction says of itself that does not follow from what it corrects."""
     found, expected = entry.decision.correction, charge.step
     assert found is not None, "the entry is a correction"
@@ -263,6 +264,9 @@ def _wrong_correction(entry: Entry, charge: Charge) -> Iterator[Finding]:
     is_owners = found.actor is not None if found.remedy is Remedy.RELEASED else found.remedy in OWNERS
     if (found.actor is not None, found.why is not None) != (is_owners, is_owners):
         yield _finding(FindingKind.WRONG_CORRECTION, entry, "actor", found.actor, "an owner who says why, or nobody")
+    if found.actor is None and first is not None and not first.is_unmeasured:
+        expected_of = "that of an owner: what it corrects was measured"
+        yield _finding(FindingKind.WRONG_CORRECTION, entry, "remedy", found.remedy, expected_of)
     ours, theirs = correction_line(expected), correction_line(found)
     for field in ("returned", "window_start", "window_end"):
         if ours[field] != theirs[field]:

@@ -128,8 +128,11 @@ class Store(Protocol):
         """How often the decision on a request was corrected."""
         ...
 
-    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> bool:
-        """Be the first to claim a name, and the only one; it may be forgotten some time after `until`."""
+    def claim(self, offer: str, account: str, name: str, *, until: datetime, token: str) -> bool:
+        """Be the first to claim a name, and the only one; it may be forgotten some time after `until`.
+
+        Whoever claimed it is told so again by the same token, since the first answer may have been lost.
+        """
         ...
 
     def enroll(

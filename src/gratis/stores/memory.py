@@ -49,7 +49,7 @@ class _Account:
         self.decisions: dict[str, Decision] = {}
         self.tallies: dict[tuple[str | None, str], dict[datetime, Tally]] = {}
         self.corrections: dict[str, int] = {}
-        self.claims: set[str] = set()
+        self.claims: dict[str, str] = {}
         self.holds: dict[str, Hold] = {}
         self.held: Counter[tuple[str | None, str, datetime | None]] = Counter()
         self.due: list[tuple[datetime, str]] = []  # a heap; a hold that was ended leaves its place in it
@@ -208,14 +208,12 @@ class MemoryStore:
         with self._lock:
             return self._accounts.get((offer, account), _Account()).corrections.get(request_id, 0)
 
-    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> bool:  # noqa: ARG002 - kept for good
+    def claim(self, offer: str, account: str, name: str, *, until: datetime, token: str) -> bool:  # noqa: ARG002 - kept for good
         """Be the first to claim a name, and the only one."""
         with self._lock:
             self._check_open()
             claims = self._accounts.setdefault((offer, account), _Account()).claims
-            is_first = name not in claims
-            claims.add(name)
-            return is_first
+            return claims.setdefault(name, token) == token
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None

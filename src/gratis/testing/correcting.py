@@ -316,7 +316,7 @@ class Correcting:
         """Requests with ids of any letters and length are corrected, each for itself, and more than once."""
         with Views(open_store) as views:
             meter = _owned(views)
-            names = sorted({*HOSTILE, *LONG, correction_id("a", 1), "a~b", "~"})
+            names = sorted({*HOSTILE, *LONG, "correction 1 of x", "a~b", "~"})
             meter.decide_many([asked("", 1, id=name) for name in names])
             for left, name in zip(range(len(names) - 1, -1, -1), names, strict=True):
                 adjusted = meter.adjust(name, spent(2), **BY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from msgspec.structs import replace
 
@@ -486,7 +487,7 @@ class Holding:
             asking = [("one", "acme", "50%"), ("one", "other", "50%"), ("two", "acme", "50%"), ("one", "acme", "80%")]
             asking += [("one", account, name) for account in HOSTILE for name in ("a\0b", account)]
             for turn, store in enumerate((*stores, stores[0])):
-                found = [store.claim(*place, until=NOON + DAY) for place in asking]
+                found = [store.claim(*place, until=NOON + DAY, token=uuid4().hex) for place in asking]
                 same(found, [turn == 0] * len(asking), f"turn {turn}")
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from gratis.errors import GratisError
 from gratis.meter import AsyncMeter
@@ -185,7 +186,7 @@ class Racing:
 
             def claim(caller: int) -> list[object]:
                 store = stores[caller % 2]
-                return [(name, store.claim("one", "acme", name, until=NOON + DAY)) for name in names]
+                return [(name, store.claim("one", "acme", name, until=NOON + DAY, token=uuid4().hex)) for name in names]
 
             jobs = [partial(claim, caller) for caller in range(CALLERS)]
             found = Counter(in_threads(jobs))

@@ -473,6 +473,8 @@ for i = 1, count do
       local other = tallies[name] or read_tally(holding.field(name))
       if other then
         field, tally, tallies[name] = name, other, other
+      elseif correction and pin ~= '-' then
+        answer = 'C' -- its window was trimmed
       end
     end
     if verb == 'H' then
@@ -482,11 +484,14 @@ for i = 1, count do
         return wrong(fault)
       end
       answer = 'K' .. line
-    elseif correction then -- what was said before is given back first
-      if tally[1] < returned + 0 then
+    elseif correction and not answer then -- what was said before is given back first
+      if sub(way, 1, 1) == 'c' and sub(ARGS[case + 8], 20) <= kept then
+        answer = 'C'
+      elseif tally[1] < returned + 0 then
         return wrong('a correction returns more than was used')
+      else
+        tally[1] = tally[1] - returned
       end
-      tally[1] = tally[1] - returned
     end
   end
   if not answer then

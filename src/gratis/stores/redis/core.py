@@ -309,10 +309,9 @@ class Core:
 
     # Claims and enrollments.
 
-    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> Flow[bool]:
+    def claim(self, offer: str, account: str, name: str, *, until: datetime, token: str) -> Flow[bool]:
         """Be the first to claim a name; who claimed it is told by a token, should an answer be lost."""
-        now, keep = self.now(), (self.settings.bounds or Bounds()).keep // MICROSECOND
-        line = write_claim(name, until, token=secrets.token_hex(TOKEN_BYTES // 2))
+        now, line = self.now(), write_claim(name, until, token=token)
         word = account_word(offer, account)
         shard, field = self.asking.shard_of(word), b"m" + word
         for _ in range(ROUNDS_MAX):
@@ -322,7 +321,7 @@ class Core:
                 return True
             if any(is_claim_of(known, name) for known in lines):
                 return False
-            kept = [known for known in lines if claimed_until(known) > now - keep]
+            kept = [known for known in lines if self._keep is None or claimed_until(known) > now - self._keep]
             after = b"".join(one + b"\n" for one in (*kept, line))
             if (yield from self.asking.swap(shard, {field: before}, {field: after})):
                 return True

@@ -34,12 +34,13 @@ class Holding:
 
     def all(self, account: bytes) -> Flow[list[Hold]]:
         """Every hold of an account that was not ended, by the time at which it runs out."""
-        found, behind = [], b""
+        found: dict[str, Hold] = {}
+        behind = b""
         while True:
             behind, *kept = yield from self._ask(b"list", account, behind)
-            found += [read_hold(text) for text in kept]
+            found |= {hold.id: hold for hold in map(read_hold, kept)}  # one that is extended meanwhile comes twice
             if not behind:
-                return sorted(found, key=lambda hold: (hold.until, hold.id))
+                return sorted(found.values(), key=lambda hold: (hold.until, hold.id))
 
     def due(self, account: bytes, now: int) -> Flow[list[Hold]]:
         """Some of the holds of an account that ran out of time, the first ones first."""

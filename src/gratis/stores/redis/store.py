@@ -104,9 +104,9 @@ class RedisStore:
         """How often the decision on a request was corrected."""
         return self._run(self._core.holding.corrections(account_word(offer, account), request_id))
 
-    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> bool:
+    def claim(self, offer: str, account: str, name: str, *, until: datetime, token: str) -> bool:
         """Be the first to claim a name, and the only one."""
-        return self._run(self._core.claim(offer, account, name, until=until))
+        return self._run(self._core.claim(offer, account, name, until=until, token=token))
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None
@@ -171,4 +171,8 @@ class RedisStore:
     def _run(self, flow: Generator[Any, Any, T]) -> T:
         if self._is_closed:
             raise StoreError(CLOSED)
-        return self._link.run(flow)
+        try:
+            return self._link.run(flow)
+        except Shifted:
+            self._link.close()  # whose connection is not to be used again
+            raise

@@ -122,10 +122,11 @@ class Holds:
         """Count a correction whose row is not written yet."""
         self._corrections[account, correction.of] = correction.number
 
-    def claim(self, account: int, name: str) -> bool:
-        """Be the first to claim a name."""
-        done = self._connection.execute("INSERT INTO claims VALUES (?, ?) ON CONFLICT DO NOTHING", (account, name))
-        return done.rowcount == 1
+    def claim(self, account: int, name: str, token: str) -> bool:
+        """Be the first to claim a name; its token tells who was."""
+        self._connection.execute("INSERT INTO claims VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (account, name, token))
+        asked = "SELECT token FROM claims WHERE account = ? AND name = ?"
+        return bool(self._connection.execute(asked, (account, name)).fetchone() == (token,))
 
 
 def _read_all(rows: Iterable[tuple[str]]) -> list[Hold]:

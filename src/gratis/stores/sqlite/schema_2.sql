@@ -54,5 +54,6 @@ BEGIN SELECT RAISE(ABORT, 'of a hold only its end may change'); END;
 CREATE TABLE claims (
   account    INTEGER NOT NULL REFERENCES accounts,
   name       TEXT    NOT NULL,
+  token      TEXT    NOT NULL,                                  -- by what whoever claimed it knows it again
   PRIMARY KEY (account, name)
 ) WITHOUT ROWID;

@@ -134,10 +134,10 @@ class SQLiteStore:
         with self._reading() as work:
             return work.corrections(offer, account, request_id)
 
-    def claim(self, offer: str, account: str, name: str, *, until: datetime) -> bool:  # noqa: ARG002 - kept for good
+    def claim(self, offer: str, account: str, name: str, *, until: datetime, token: str) -> bool:  # noqa: ARG002 - kept for good
         """Be the first to claim a name, and the only one."""
         with self._lock, self._file.writing() as connection:
-            return self._work(connection, self._keys).claim(offer, account, name)
+            return self._work(connection, self._keys).claim(offer, account, name, token)
 
     def enroll(
         self, offer: str, account: str, enrollment: Enrollment, *, actor: str, revision: Revision | None

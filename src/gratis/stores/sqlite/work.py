@@ -265,10 +265,10 @@ class Work:
         account = self.account(offer, name)
         return 0 if account is None else self._holds.corrections(account, request_id)
 
-    def claim(self, offer: str, name: str, claimed: str) -> bool:
+    def claim(self, offer: str, name: str, claimed: str, token: str) -> bool:
         """Be the first to claim a name."""
         account = self.account(offer, name)
-        return self._holds.claim(self._add_account(offer, name) if account is None else account, claimed)
+        return self._holds.claim(self._add_account(offer, name) if account is None else account, claimed, token)
 
     def tallies(self, offer: str, name: str, at: datetime | None) -> list[tuple[str, str, Tally]]:
         """Group, kind of window and tally of an account's windows, or of those that take a request of an instant."""
