@@ -1,4 +1,4 @@
-"""`python -m tests.lua_mutation [rule | holding | SCRIPT ...]`: plant faults in scripts of the Redis store; checks fail.
+"""`python -m tests.lua_mutation [rule | holding | SCRIPT ...]`: plant faults in scripts of a Redis store; checks fail.
 
 Each mutant is one small change of one script. A store with that script goes through the checks of `lua_checks.py`, on a
 private server, until one of them fails. Mutants that survive must be explained in `lua_survivors.toml`, which also
