@@ -150,7 +150,7 @@ def start(target, code):
 
     names = sorted(TESTS, key=lambda name: name != target)  # a target's own tests first: most faults end there
     paths = [str(ROOT / "tests" / f"test_{name}.py") for name in names]
-    os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *paths])))
+    os._exit(int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *paths])))
 
 
 def survivors_of(planted):

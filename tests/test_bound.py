@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import openai
 import pytest
+import tiktoken
 from hypothesis import example, given, strategies as st
 from openai.types.chat import ChatCompletionMessage
 
 from gratis.errors import UsageError
 from gratis.usage import bound, tokenizer
 
-needs_tokenizer = pytest.mark.skipif(find_spec("tiktoken") is None, reason="gratis[tokenizer] is not installed")
 MODEL = "gpt-4.1-2025-04-14"
 FRAMING = 7  # a chat's message was measured at 3 tokens and its role, and the answer is opened by 3
 MERGES = [b"th", b"he", b"the", b" the", b"  ", b"    ", b'":', b'{"', b"\xc3\xa9", b"\xe2\x80", b"\xf0\x9f"]
@@ -28,7 +27,6 @@ texts = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(["<
 @cache
 def encoding() -> Any:
     """A real byte-pair tokenizer with a vocabulary of our own: the provider's has to be fetched."""
-    tiktoken = pytest.importorskip("tiktoken")
     tokens = [*[bytes([byte]) for byte in range(256)], *MERGES]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 1000})
@@ -55,7 +53,6 @@ def refusal(body: Any, **given_fields: Any) -> str:
 class TestText:
     """Text is bounded by its bytes."""
 
-    @needs_tokenizer
     @given(contents=st.lists(texts, max_size=4))
     @example(contents=["\ud800"])
     def test_no_tokenizer_counts_more(self, contents):
@@ -64,7 +61,6 @@ class TestText:
         assert bound(said(*contents)) >= tokens
         assert bound(said(*contents), count=real) >= tokens
 
-    @needs_tokenizer
     @given(content=texts)
     def test_every_form(self, content):
         """It holds wherever a surface takes its text."""
@@ -247,7 +243,6 @@ class TestTokenizer:
         monkeypatch.setitem(sys.modules, "tiktoken", module)
         return module
 
-    @needs_tokenizer
     def test_counts(self, tiktoken):
         """It counts what tiktoken does, special words taken as text."""
         tiktoken.encoding_for_model = {MODEL: encoding()}.__getitem__

@@ -412,7 +412,7 @@ def test_kinds_that_are_refused(kind):
         (frozenset({"a"}), ("a",)),
         (["function"] * 128, ("function",)),
     ],
-    ids=lambda value: ascii(value)[:24],
+    ids=lambda value: f"{type(value).__name__} {sorted(value)}"[:24],
 )
 def test_tools_are_a_set_of_kinds(tools, kept):
     """What counts is which kinds of tool were used: each once, in one order."""
