@@ -123,6 +123,16 @@ PLANTED: list[tuple[str, Callable[[list[Any]], None], tuple[str, int]]] = [
     ("a number left out", edit(10, "correction", number=3), ("wrong_correction", 10)),
     ("a number said twice", edit(10, "correction", number=1), ("decided_twice", 10)),
     ("an owner without a reason", edit(8, "correction", why=None), ("wrong_correction", 8)),
+    (
+        "a release of what was measured",
+        edit(8, "correction", remedy="released", actor=None, why=None),
+        ("wrong_correction", 8),
+    ),
+    (
+        "a settle of what was measured",
+        edit(8, "correction", remedy="settled", actor=None, why=None),
+        ("wrong_correction", 8),
+    ),
     ("nobody who voids", edit(8, "correction", actor=None), ("wrong_correction", 8)),
     ("an owner who settles", edit(6, "correction", actor="ann"), ("wrong_correction", 6)),
     ("another window", edit(6, "correction", window_start="2025-04-19T00:00:00Z"), ("wrong_correction", 6)),

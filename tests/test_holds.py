@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
-from gratis import AsyncMeter, Conflict, Meter, Request
+from gratis import AsyncMeter, Conflict, GratisError, Meter, NotExecuted, OutcomeUnknown, Request
 from gratis.classify import charge_for
 from gratis.model import (
     NAME_BYTES_MAX,
@@ -42,6 +43,7 @@ from gratis.rule import Charge, Holding, Overdue, Tally, admit, contribution, de
 from gratis.stores import Bounds
 from gratis.stores.memory import MemoryStore
 from gratis.stores.sqlite import SQLiteStore, Synchronous
+from gratis.testing import scene as testing_scene
 from gratis.testing.scene import (
     DAY,
     ENROLLED,
@@ -789,3 +791,109 @@ def test_thresholds_may_just_be_logged(caplog):
         ("WARNING", f"{of}: 95% of it is used (950 of 1,000 tokens); {end}"),
         ("WARNING", f"{of}: the first request beyond it was billed (950 of 1,000 tokens); {end}"),
     ]
+
+
+# -- what changes, or fails, between two calls
+
+
+@pytest.mark.parametrize(
+    ("models", "unit"),
+    [
+        ({"large-1": "large-3"}, "tokens"),
+        ({"large-1": "small-1", "small-1": "large-1"}, "tokens"),
+        ({}, "requests"),
+    ],
+    ids=["no longer listed", "moved to another group", "another unit"],
+)
+@pytest.mark.parametrize("window", ["day", "rolling"])
+def test_a_void_gives_back_what_was_taken_whatever_the_offer_says_by_now(monkeypatch, window, models, unit):
+    """A release that corrects a list of models, or the unit of a group, leaves nothing counted that is voided."""
+    scene = Scene(window)
+    scene.ask("decide", asked(1, 400))
+    scene.ask("decide", asked(2, 300))
+    text = re.sub("large-1|small-1", lambda found: models.get(found[0], found[0]), testing_scene._OFFER)
+    monkeypatch.setattr(testing_scene, "_OFFER", text)
+    later = Meter(scene.meter._store, small_offer(window, unit=unit))
+    assert later.void("r1", **BY).used == 300
+    assert later.void("r1", **BY).replayed
+    assert later.adjust("r2", spent(50), **BY).correction.of == "r2"
+    assert [each.decision.used for each in later.ledger()][2] == 300
+    assert not any(tally.used < 0 for *_, tally in tallies_of(later))
+
+
+def tallies_of(meter: Meter) -> list[tuple[str, str, Tally]]:
+    """What the store keeps of the account's windows."""
+    return meter._store.tallies(meter.offer.name, "acme")
+
+
+def test_a_claim_that_fails_costs_no_decision_and_is_made_by_the_next(monkeypatch, caplog):
+    """The decision is told all the same; the threshold is told with the next one, once."""
+    scene = Scene()
+    claim = MemoryStore.claim
+    failing = [True]
+
+    def once(*args, **named):
+        if failing:
+            failing.pop()
+            raise NotExecuted("no write lock")
+        return claim(*args, **named)
+
+    monkeypatch.setattr(MemoryStore, "claim", once)
+    assert scene.ask("decide", asked(1, 600)).used == 600
+    assert scene.told == []
+    assert "50% of group large is not told yet: no write lock" in caplog.text
+    for name in (2, 3):
+        scene.ask("decide", asked(name, 1))
+    assert [threshold.name for threshold in scene.told] == ["50%"]
+
+
+def test_a_claim_whose_answer_was_lost_is_told(monkeypatch):
+    """It was written, and this process knows its own claim again."""
+    scene = Scene()
+    claim = MemoryStore.claim
+    losing = [True]
+
+    def lost(*args, **named):
+        found = claim(*args, **named)
+        if losing:
+            losing.pop()
+            raise OutcomeUnknown("the answer was lost")
+        return found
+
+    monkeypatch.setattr(MemoryStore, "claim", lost)
+    for name in (1, 2):
+        scene.ask("decide", asked(name, 600 if name == 1 else 1))
+    assert [threshold.name for threshold in scene.told] == ["50%"]
+
+
+def test_who_only_asks_is_never_told_that_something_may_be_written(monkeypatch):
+    """`explain` writes nothing, so where its second question fails it says so."""
+    scene = Scene()
+    scene.ask("decide", asked(1, 1_000))
+
+    def failing(*_args, **_named):
+        raise NotExecuted("gone")
+
+    monkeypatch.setattr(MemoryStore, "tallies", failing)
+    with pytest.raises(NotExecuted, match="gone"):
+        scene.ask("explain", asked(2, 10))
+
+
+def test_a_listener_that_has_to_be_awaited_is_refused():
+    """Nobody would wait for it, and what it was to tell would be lost."""
+
+    async def listener(_threshold):
+        """Never called."""
+
+    with pytest.raises(GratisError, match="on_threshold: found a coroutine function"):
+        Meter.open("memory:", on_threshold=listener)
+
+
+def test_a_name_that_a_request_has_is_no_corrections():
+    """Whoever names requests as corrections are named is told, and nothing is lost."""
+    scene = Scene()
+    scene.ask("decide", asked(1, 100))
+    scene.ask("decide", asked(2, 10, id=correction_id("r1", 1)))
+    with pytest.raises(Conflict, match="id: "):
+        scene.ask("void", "r1", **BY)
+    assert scene.ask("standing", "acme")[0].used == 110

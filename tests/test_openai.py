@@ -988,6 +988,29 @@ class TestIds:
         assert side.decided() == [("free", 1500)]
         assert side.meter.holds() == []
 
+    def test_again_refused(self, side, provider):
+        """A job whose first attempt may have run keeps its hold, though the second one is refused."""
+        client = side.client()
+        with gratis.openai.request(id="job-7", at=NOON):
+            for status, error in ((500, openai.InternalServerError), (400, openai.BadRequestError)):
+                provider.fail(status)
+                with pytest.raises(error):
+                    side.do(chat(client))
+        assert [hold.id for hold in side.meter.holds()] == ["job-7"]
+        assert side.decided() == []
+
+    def test_unheld_once(self, side, provider):
+        """What could not be held and may have run is decided, so a second attempt under its id is not sent."""
+        client = side.client(output_max=None)
+        provider.fail(500)
+        with gratis.openai.request(id="job-7", at=NOON):
+            with pytest.raises(openai.InternalServerError):
+                side.do(chat(client))
+            with pytest.raises(Conflict) as caught:
+                side.do(chat(client))
+        assert caught.value.first.reason is Reason.UNMEASURED
+        assert len(provider.asked) == 1
+
     def test_late(self, side, provider, monkeypatch):
         """A call that outlives its hold is decided by what it took all the same: a correction."""
         takes = provider.takes

@@ -21,6 +21,7 @@ from gratis import (
     Meter,
     NotExecuted,
     OutcomeUnknown,
+    RequestError,
     Sharing,
     StoreError,
 )
@@ -36,6 +37,7 @@ from gratis.testing.scene import (
     DAY,
     ENROLLED,
     HOUR,
+    NOON,
     READINGS,
     SMALL,
     TICK,
@@ -591,6 +593,33 @@ def test_a_server_that_forgets_its_scripts_is_told_them(bench):
 
 
 # -- What is over is gone
+
+
+def test_a_window_that_was_trimmed_takes_no_correction(bench):
+    """Its tally is gone while a late decision of it is kept: what corrects that is refused, and nothing else is."""
+    meter = bench.meter()
+    meter.enroll("acme", ENROLLED, actor="ann")
+    by = {"actor": "ann", "why": "a", "account": "acme"}
+    early = meter.decide(asked(1, 100))
+    bench.clock.now = NOON + 6 * DAY
+    late = meter.decide(asked(2, 200))
+    assert early.window == late.window
+    bench.clock.now = NOON + 8 * DAY
+    meter._store.trim(10_000)
+    for _ in range(2):
+        with pytest.raises(RequestError, match="at: its window is no longer kept"):
+            meter.void(late.id, **by)
+    assert meter.decide(asked(3, 5, at=bench.clock.now)).used == 5
+
+
+def test_without_bounds_a_claim_is_kept_for_good(bench):
+    """Two processes that judge old data tell each threshold once."""
+    first, second = (bench.store(bounds=None) for _ in range(2))
+    old = bench.clock.now - 60 * DAY
+    for turn, store in enumerate((first, second)):
+        for name in ("50%", "80%"):
+            assert store.claim("small-offer", "acme", name, until=old, token=uuid4().hex) is (turn == 0)
+
 
 DAYS = 30
 
