@@ -23,7 +23,7 @@ FLOORS = {
         "stores.sqlite.file",
         "stores.sqlite.holds",
         "stores.sqlite.rows",
-        "stores.sqlite.work",
+        "stores.sqlite.turn",
         "stores.sqlite.store",
         "stores.sqlite",
         "stores.gather",

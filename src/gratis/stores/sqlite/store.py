@@ -20,7 +20,7 @@ from gratis.model import Durability
 from gratis.stores import BATCH_MAX, Bounds, places
 from gratis.stores.sqlite.file import File, Synchronous
 from gratis.stores.sqlite.rows import Keys
-from gratis.stores.sqlite.work import Work
+from gratis.stores.sqlite.turn import Work
 
 if TYPE_CHECKING:
     import sqlite3
