@@ -897,3 +897,15 @@ def test_a_name_that_a_request_has_is_no_corrections():
     with pytest.raises(Conflict, match="id: "):
         scene.ask("void", "r1", **BY)
     assert scene.ask("standing", "acme")[0].used == 110
+
+
+def test_what_is_ahead_waits_for_what_comes_before_it():
+    """Where a meter knew an older enrollment, the second request of an id in a batch is a conflict, as one by one."""
+    scene = Scene(bounds=Bounds())
+    other = Meter(scene.meter._store, small_offer(), assume=ENROLLED)
+    other.decide(asked("known"))
+    scene.ask("enroll", "acme", replace(ENROLLED, tier=2), actor="ann")
+    edge = NOON + Bounds().ahead
+    first, second = other.decide_many([asked(1, at=edge), asked(1, at=edge + TICK)])
+    assert first.is_free
+    assert (type(second), second.field, second.first) == (Conflict, "at", first)

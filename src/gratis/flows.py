@@ -243,6 +243,7 @@ def _applied(book: Book, turns: Sequence[Turn]) -> Flow[list[Receipt | Decision 
         receipts: list[Receipt] = yield Ask("apply", (charges,))
         yield from _told(book, receipts)
         again: list[tuple[int, Turn]] = []
+        behind: set[str] = set()  # the accounts of these
         due: dict[tuple[str, str], Hold] = {}
         for key, receipt in zip(over, receipts, strict=False):
             if receipt.status is Status.OUTDATED:
@@ -253,8 +254,10 @@ def _applied(book: Book, turns: Sequence[Turn]) -> Flow[list[Receipt | Decision 
             if receipt.status is Status.OUTDATED:
                 book.learn(turn[0].account, receipt.change)
             is_late = stops(charge, receipt)
-            waits = is_late and any(before[0].account == turn[0].account for _, before in again)
+            # What one before it may change waits for that: whether its id was decided, and what is used by then.
+            waits = (is_late or receipt.status is Status.AHEAD) and turn[0].account in behind
             if receipt.status in _LATER or waits:
+                behind.add(turn[0].account)
                 due |= {(hold.account, hold.id): hold for hold in receipt.due}
                 again.append((place, turn))
             elif is_late:
