@@ -1,12 +1,14 @@
 """The server that fakeredis plays, on a socket: one more opinion on the scripts, with a Lua of its own.
 
-fakeredis knows neither INFO nor the append-only setting, so these are answered here.
+fakeredis knows neither INFO nor the append-only setting, so these are answered here; and its scripts have no
+`redis.sha1hex`, so they are given one.
 """
 
 from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager
+from hashlib import sha1
 from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,10 @@ class FakeSocketServer(ThreadingUnixStreamServer):
 
     def __init__(self, path: str) -> None:
         self.fake = FakeServer(version=(7,))
+        with FakeRedis(server=self.fake) as client:
+            client.eval("return 1", 0)  # with its first script a server gets its Lua
+        give = self.fake._lua_runtime.eval(b"function(f) redis.sha1hex = f end")
+        give(lambda text: sha1(text, usedforsecurity=False).hexdigest().encode())
         self.one_at_a_time = threading.Lock()
         super().__init__(path, Handler)
 

@@ -15,7 +15,8 @@ from hypothesis import Phase, given, settings, strategies as st
 
 from gratis import Decision, Enrollment, EnrollmentError, Meter, Request, RequestError
 from gratis.audit import seen
-from gratis.audit.fold import Audit, Finding, FindingKind
+from gratis.audit.findings import Finding, FindingKind
+from gratis.audit.fold import Audit
 from gratis.audit.seen import Seen
 from gratis.errors import LedgerError
 from gratis.lines import decode, encode, entry_line, entry_of
@@ -106,11 +107,13 @@ def live(meter: Meter, clock: Clock, history: Iterable[tuple[Any, ...]]) -> None
 
 
 def audited(store: MemoryStore | SQLiteStore) -> list[Finding]:
-    """What an audit finds in a store: its ledger, read back from lines, and its counters."""
-    audit = Audit({OFFER.name: OFFER}.get)
+    """What an audit finds in a store: its ledger, read back from lines, its counters, and the ends of its chains."""
+    audit = Audit({OFFER.name: OFFER}.get, store.enrollments)
     found = list(audit.findings(entry_of(decode(encode(entry_line(entry)))) for entry in store.entries()))
     for offer, account in store.accounts():
         found += audit.counters(offer, account, store.tallies(offer, account))
+        found += audit.links(offer, account, store.links(offer, account)[2])
+        found += audit.histories(offer, account)
     return found
 
 
@@ -176,10 +179,17 @@ def _requests() -> list[Request]:
 
 
 def _ledger() -> list[dict[str, Any]]:
-    """The lines of an honest ledger."""
+    """The lines of an honest ledger, of before there were links: what the rule alone finds in it."""
     meter = Meter(MemoryStore(clock=lambda: NOON), OFFER, assume=ENROLLED)
     meter.decide_many(_requests())
-    return [json.loads(encode(entry_line(entry))) for entry in meter.ledger()]
+    return [line_of(entry) for entry in meter.ledger()]
+
+
+def line_of(entry: Entry) -> dict[str, Any]:
+    """An entry's line without its link."""
+    line = json.loads(encode(entry_line(entry)))
+    assert len(line.pop("link")) == 24
+    return line
 
 
 LEDGER = _ledger()
@@ -252,6 +262,7 @@ PLANTED: list[tuple[str, Callable[[list[Any]], None], list[tuple[str, int | None
     ("entry_repeated", edit(16, entry=15), [("entry_repeated", 15)]),
     ("decided_twice", edit(16, id="r9"), [("decided_twice", 16)]),
     ("wrong_terms", edit(4, {"allowance": 900_000}), [("wrong_terms", 4)]),
+    ("wrong_group", edit(4, {"group": "10M"}), [("wrong_group", 4)]),
     ("wrong_reason", edit(9, reason="fine_tuned_model"), [("wrong_reason", 9)]),
     ("needless_billing", edit(14, reason="over_allowance"), [("needless_billing", 14)]),
     ("wrongly_free", edit(8, reason="within_allowance"), [("wrongly_free", 8)]),
@@ -272,7 +283,13 @@ def test_the_honest_ledger_has_no_findings() -> None:
 
 def test_every_kind_of_finding_is_planted() -> None:
     """No kind is without its test; counters are a store's, and planted in one below."""
-    elsewhere = {"counter_differs", "wrong_correction"}  # the latter in test_audit_holds.py
+    elsewhere = {
+        "counter_differs",
+        "wrong_correction",  # in test_audit_holds.py
+        "broken_chain",  # in test_audit_chain.py
+        "not_in_force",  # in test_audit_enrollments.py
+        "wrong_enrollment",  # as above
+    }
     assert {kind for kind, _, _ in PLANTED} | elsewhere == set(FindingKind)
 
 
@@ -409,7 +426,7 @@ def test_a_second_decision_of_an_id_is_found_whatever_another_offer_decided() ->
     run = Request(id="r1", model=LARGE, at=NOON, kind="eval")
     Meter(store, OFFER, assume=ENROLLED).decide(one)
     Meter(store, load("openai-evals"), assume=ENROLLED).decide(run)
-    lines = [json.loads(encode(entry_line(entry))) for entry in store.entries()]
+    lines = [line_of(entry) for entry in store.entries()]
     assert audit_of(lines).code == 0
     again = {**lines[1], "entry": 3, "seq": 2, "used": 2, "total": 2}
     assert places(audit_of([*lines, again])) == [("decided_twice", 3)]
@@ -491,7 +508,7 @@ def _own_ledger(tmp_path: Path) -> tuple[Path, Path]:
     offer.write_text(OWN_OFFER, encoding="utf-8")
     meter = Meter(MemoryStore(bounds=None), load(offer), assume=ENROLLED)
     meter.decide(Request(id="r1", model="m", at=NOON, input_tokens=1_000, output_tokens=0))
-    lines.write_bytes(b"".join(encode(entry_line(entry)) + b"\n" for entry in meter.ledger()))
+    lines.write_bytes(file_of(map(line_of, meter.ledger())))
     return offer, lines
 
 
@@ -590,7 +607,7 @@ def test_an_unreadable_row_of_a_store_is_a_finding_and_the_others_are_judged(tmp
         connection.execute("UPDATE ledger SET total = total + 1 WHERE entry = 14")
         connection.commit()
     answer = gratis("audit", "--store", f"sqlite:///{path}")
-    assert {each["kind"] for each in answer.lines} == {"unreadable", "wrong_totals"}
+    assert {each["kind"] for each in answer.lines} == {"unreadable", "wrong_totals", "broken_chain"}
     assert answer.code == 1
 
 

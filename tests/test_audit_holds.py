@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +17,7 @@ from gratis.stores.memory import MemoryStore
 from gratis.stores.sqlite import SQLiteStore
 from gratis.stores.sqlite.file import Synchronous
 
-from .test_audit import OFFER, STARTS, Clock, audit_of, audited, readings
+from .test_audit import OFFER, STARTS, Clock, audit_of, audited, line_of, readings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -88,7 +87,7 @@ def test_an_honest_history_with_holds_and_corrections_has_no_findings(
             meter = Meter(store, offer)
             live(meter, clock, history)
             assert audited(store) == []
-            lines.append([{**entry_line(entry), "durability": "any"} for entry in meter.ledger()])
+            lines.append([{**entry_line(entry), "durability": "any", "link": "of it"} for entry in meter.ledger()])
             store.close()
     assert lines[0] == lines[1]
 
@@ -108,7 +107,7 @@ def ledger() -> list[Any]:
     meter.void("r0", actor="ann", why="sent twice")
     meter.adjust("r3", Usage(input_tokens=30, output_tokens=3), actor="ann", why="a bill says so")
     meter.adjust("r3", Usage(input_tokens=40, output_tokens=4), actor="ann", why="another bill")
-    return [json.loads(json.dumps(entry_line(entry))) for entry in meter.ledger()]
+    return [line_of(entry) for entry in meter.ledger()]
 
 
 def edit(entry: int, part: str, **fields: Any) -> Callable[[list[Any]], None]:

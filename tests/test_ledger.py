@@ -212,6 +212,7 @@ def test_a_line_begins_as_the_decision_was_printed(path: Path) -> None:
         "durability",
         "decided_at",
         "terms",
+        "link",
     ]
 
 

@@ -622,6 +622,14 @@ OTHER_TYPES = {
 }
 
 
+def kept(bench, name):
+    """What a key holds; of a hash its fields, since their order is the server's."""
+    if bench.raw.ask("TYPE", name) == b"hash":
+        fields = bench.raw.ask("HGETALL", name)
+        return dict(zip(fields[::2], fields[1::2], strict=True))
+    return bench.raw.ask("DUMP", name)
+
+
 @pytest.mark.parametrize("key", ["state", "ledger"])
 @pytest.mark.parametrize("kind", OTHER_TYPES)
 def test_a_key_of_another_type_is_left_alone(bench, key, kind):
@@ -633,7 +641,7 @@ def test_a_key_of_another_type_is_left_alone(bench, key, kind):
         bench.clock.now = LATER
         bench.raw.ask("DEL", name)
         bench.raw.ask(command, name, *rest)
-        dumps = {one: bench.raw.ask("DUMP", one) for one in (SHARD.state, SHARD.ledger)}
+        before = {one: kept(bench, one) for one in (SHARD.state, SHARD.ledger)}
         for requests in (SEVERAL[0], SEVERAL[1], [asked(9, 1, at=LATER)]):
             for answer in ask(meter, requests):
                 assert type(answer) is NotExecuted, answer
@@ -643,7 +651,7 @@ def test_a_key_of_another_type_is_left_alone(bench, key, kind):
             meter._store.trim(1)
         with pytest.raises(NotExecuted, match="WRONGTYPE"):
             bench.store()
-        assert {one: bench.raw.ask("DUMP", one) for one in (SHARD.state, SHARD.ledger)} == dumps
+        assert {one: kept(bench, one) for one in (SHARD.state, SHARD.ledger)} == before
         bench.reset()
 
 

@@ -121,10 +121,10 @@ def _used(path: Path) -> None:
 
 def _newer(path: Path) -> None:
     _used(path)
-    change(path, "PRAGMA user_version = 3")
+    change(path, "PRAGMA user_version = 4")
 
 
-def test_a_file_of_schema_1_gains_what_schema_2_has(path: Path) -> None:
+def test_a_file_of_schema_1_gains_what_later_ones_have(path: Path) -> None:
     """A store that was made before there were holds keeps all it holds, and holds, corrects and claims from then on."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.executescript((files("gratis.stores.sqlite") / "schema.sql").read_text(encoding="utf-8"))
@@ -141,7 +141,7 @@ def test_a_file_of_schema_1_gains_what_schema_2_has(path: Path) -> None:
             (42, Held(500, hold.window))
         ]
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 def test_many_may_upgrade_one_file(path: Path) -> None:
@@ -230,7 +230,7 @@ def listing(folder: Path) -> dict[str, bytes | None]:
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (_newer, "written by a newer Gratis (schema 3, this one knows 2): upgrade Gratis"),
+        (_newer, "written by a newer Gratis (schema 4, this one knows 3): upgrade Gratis"),
         (_foreign, "a SQLite file of another program; expected a Gratis store or a new file"),
         (_foreign_but_empty, "a SQLite file of another program; expected a Gratis store or a new file"),
         (_text, "file is not a database"),

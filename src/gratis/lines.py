@@ -78,6 +78,7 @@ DECISION_FIELDS = (
     "replayed",
 )
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", flags=re.ASCII)
+_LINK = re.compile(r"[0-9a-f]{24}", flags=re.ASCII)
 _MICROSECONDS = 7  # a point and six digits
 _loose = {name.replace("_", ""): name for name in REQUEST_FIELDS}
 
@@ -201,6 +202,7 @@ def entry_line(entry: Entry) -> dict[str, Any]:
         "durability": decision.durability,
         "decided_at": stamp(entry.decided_at),
         "terms": terms_line(terms),
+        **({} if entry.link is None else {"link": entry.link}),
     }
 
 
@@ -232,7 +234,7 @@ def entry_of(line: object) -> Entry:
         if place is None:
             raise LedgerError("entry: found null; expected a whole number")
         shard = _number(line, "shard") if "shard" in line else 0
-        return Entry(place, instant("decided_at", line["decided_at"]), decision, shard or 0)
+        return Entry(place, instant("decided_at", line["decided_at"]), decision, shard or 0, _link(line.get("link")))
     except KeyError as error:
         raise LedgerError(f"{error.args[0]}: missing; expected a line as `gratis ledger` prints it") from None
     except (RequestError, EnrollmentError, ValueError, TypeError) as error:
@@ -473,6 +475,12 @@ def _number(line: Mapping[str, Any], field: str) -> int | None:
     value = line[field]
     if value is not None and (type(value) is not int or value < 0):
         raise LedgerError(f"{field}: found {shown(value)}; expected a whole number or null")
+    return value
+
+
+def _link(value: object) -> str | None:
+    if value is not None and (type(value) is not str or _LINK.fullmatch(value) is None):
+        raise LedgerError(f"link: found {shown(value)}; expected 24 hexadecimal digits")
     return value
 
 

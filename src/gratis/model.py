@@ -478,12 +478,16 @@ class Hold(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """One line of the ledger: the decision, its place among all decisions of its shard, and when it was made."""
+    """One line of the ledger: the decision, its place among all decisions of its shard, and when it was made.
+
+    `link` chains it to the one before it in its window: `chain.py` says how.
+    """
 
     entry: int
     decided_at: datetime
     decision: Decision
     shard: int = 0
+    link: str | None = None
 
 
 def utc(value: object, *, field: str = "at") -> datetime:

@@ -1,20 +1,23 @@
 """A ledger replayed through the pure rule; what does not follow is a finding.
 
 Each entry is judged anew from what it carries (request, enrollment, reading) and from the offer, on top of what
-the entry before it in its window says was used. So one wrong entry is one finding, not one for all that follow.
+the entry before it in its window says was used, and its link is computed anew on top of that entry's. So one wrong
+entry is one finding, not one for all that follow.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum, unique
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gratis.audit.replay import TallyKey, tally_key
+from gratis.audit.findings import Finding, FindingKind, finding
+from gratis.audit.force import InForce
 from gratis.audit.seen import Seen
+from gratis.audit.windows import Said, Windows
 from gratis.book import Cases, corrects
+from gratis.chain import UNCHAINED, Stems, link
 from gratis.lines import correction_line, decision_line
 from gratis.model import Correction, Reason, Remedy, correction_id
 from gratis.rule import Tally, decide
@@ -22,45 +25,14 @@ from gratis.rule import Tally, decide
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from gratis.audit.force import History
     from gratis.model import Counts, Decision, Enrollment, Entry, Overage, Terms
     from gratis.offer import Offer
     from gratis.rule import Charge
+    from gratis.stores import Links
 
 ENROLLMENTS_MAX = 10_000
 TIMES = ("window_start", "window_end", "at")
-
-
-@unique
-class FindingKind(StrEnum):
-    """What can be wrong with a ledger."""
-
-    UNREADABLE = "unreadable"
-    OFFER_UNKNOWN = "offer_unknown"
-    ENTRY_GAP = "entry_gap"
-    ENTRY_REPEATED = "entry_repeated"
-    DECIDED_TWICE = "decided_twice"
-    WRONG_TERMS = "wrong_terms"
-    WRONG_REASON = "wrong_reason"
-    NEEDLESS_BILLING = "needless_billing"
-    WRONGLY_FREE = "wrongly_free"
-    SEQ_GAP = "seq_gap"
-    SEQ_REPEATED = "seq_repeated"
-    WRONG_WINDOW = "wrong_window"
-    WRONG_TOTALS = "wrong_totals"
-    WRONG_CORRECTION = "wrong_correction"
-    COUNTER_DIFFERS = "counter_differs"
-
-
-class Finding(Struct, frozen=True):
-    """One thing that does not follow: what it is, where, what was found, and what the rule gives."""
-
-    kind: FindingKind
-    entry: int | None
-    account: str | None
-    id: str | None
-    field: str
-    found: Any
-    expected: Any
 
 
 class Unreadable(Struct, frozen=True):
@@ -80,14 +52,20 @@ class Printed(Struct, frozen=True):
 
 
 class Audit:
-    """Folds entries, in order; afterwards `counters` compares what a store says of its windows."""
+    """Folds entries, in order; afterwards `counters` and `links` compare what a store says of its windows.
 
-    def __init__(self, offer_named: Callable[[str], Offer | None]) -> None:
+    `history` tells an account's changes of enrollment; without one, the enrollments that entries carry are believed.
+    """
+
+    def __init__(self, offer_named: Callable[[str], Offer | None], history: History | None = None) -> None:
         self._offer_named = offer_named
         self._cases: dict[tuple[str, bool, Counts, Overage], Cases | None] = {}
         self._enrollments: dict[Enrollment | None, int] = {}
-        self._tallies: dict[TallyKey, Tally] = {}
-        self._last: dict[tuple[str, str, str, str, Any], Tally] = {}
+        self._windows = Windows()
+        self._outside: dict[tuple[str, str], str] = {}  # of each account the last link outside any window
+        self._linked: set[int] = set()  # shards of which some entry has a link: so have all that follow
+        self._stems = Stems()
+        self._force = InForce(history)
         self._seen: dict[str, Seen] = {}
         self._entry: dict[int, int] = {}
         self._is_cut = False
@@ -118,10 +96,14 @@ class Audit:
         """Give back what was kept aside."""
         for seen in self._seen.values():
             seen.close()
+        self._windows.close()
 
     def counters(self, offer: str, account: str, counters: Iterable[tuple[str, str, Tally]]) -> Iterator[Finding]:
         """What a store says of an account's windows that its ledger does not."""
-        ours = {key[2:]: tally for key, tally in self._last.items() if key[:2] == (offer, account)}
+        ours = {
+            (group, kind, said.tally.window.start): said.tally
+            for group, kind, said in self._windows.of((offer, account))
+        }
         for group, kind, tally in counters:
             expected = ours.pop((group, kind, tally.window.start), None)
             if expected != tally and not (expected is None and self._is_cut):
@@ -131,21 +113,45 @@ class Audit:
                 continue  # a window that was trimmed has no counter any more
             yield _counter(account, group, None, expected)
 
+    def links(self, offer: str, account: str, links: Links) -> Iterator[Finding]:
+        """What a store says of the ends of an account's chains that its ledger does not."""
+        ours: Links = {
+            (group, kind, said.tally.window.start): said.link
+            for group, kind, said in self._windows.of((offer, account))
+            if said.link is not None
+        }
+        if (offer, account) in self._outside:
+            ours[None] = self._outside[offer, account]
+        for place in {**links, **ours}:
+            found, expected = links.get(place), ours.get(place)
+            if found != expected and not (self._is_cut and None in (found, expected)):
+                field = "last link outside any window" if place is None else f"last link of {place[0]}"
+                yield Finding(FindingKind.BROKEN_CHAIN, None, account, None, field, found, expected)
+
+    def histories(self, offer: str, account: str) -> Iterator[Finding]:
+        """What does not follow within the history of an account's enrollments."""
+        yield from self._force.histories(offer, account)
+
     def _check(self, entry: Entry) -> Iterator[Finding]:
         decision = entry.decision
         last = self._entry.get(entry.shard, 0)
         if entry.entry != last + 1:
             kind = FindingKind.ENTRY_GAP if entry.entry > last else FindingKind.ENTRY_REPEATED
-            yield _finding(kind, entry, "entry", entry.entry, last + 1)
+            yield finding(kind, entry, "entry", entry.entry, last + 1)
         self._entry[entry.shard] = entry.entry
         seen = self._seen.setdefault(decision.offer, Seen())
         if seen.get(decision.account, decision.request.id) is not None:
-            yield _finding(FindingKind.DECIDED_TWICE, entry, "id", decision.request.id, "an id not decided before")
+            yield finding(FindingKind.DECIDED_TWICE, entry, "id", decision.request.id, "an id not decided before")
         else:
             seen.put(decision)
         cases = self._cases_of(decision.terms)
-        if cases is None:
-            yield _finding(
+        charge = None if cases is None else self._charge(entry, cases)
+        place = self._place(decision, charge)
+        yield from self._chained(entry, place)
+        yield from self._force.check(entry)
+        if charge is None:
+            self._remember(entry, place)
+            yield finding(
                 FindingKind.OFFER_UNKNOWN,
                 entry,
                 "offer",
@@ -153,7 +159,55 @@ class Audit:
                 "one that is shipped, or given by --offer FILE",
             )
             return
-        yield from self._judge(entry, cases)
+        yield from self._judge(entry, charge, place)
+        self._remember(entry, place)
+
+    def _place(self, decision: Decision, charge: Charge | None) -> tuple[str, str]:
+        """Group and kind of window to which an entry belongs: what it says, or where only that follows, the rule."""
+        terms = decision.terms
+        said = (terms.group or "", terms.window)
+        if charge is None or charge.terms.reason is not None or decision.window is None:
+            return said
+        ours = (charge.terms.group or "", charge.terms.window)
+        account, start = (decision.offer, decision.account), decision.window.start
+        for place in (said, ours):
+            last = self._windows.get(account, place, start)
+            if decision.seq == (1 if last is None else last.tally.seq + 1):
+                return place
+        return said
+
+    def _said(self, decision: Decision, place: tuple[str, str]) -> str | None:
+        """The link of the entry before, in the same window."""
+        account = (decision.offer, decision.account)
+        if decision.window is None:
+            return self._outside.get(account)
+        said = self._windows.get(account, place, decision.window.start)
+        return None if said is None else said.link
+
+    def _chained(self, entry: Entry, place: tuple[str, str]) -> Iterator[Finding]:
+        """Whether an entry's link follows; where the front was trimmed, the first one that is left is believed."""
+        decision, shard = entry.decision, entry.shard
+        before = self._said(decision, place)
+        if entry.link is None:
+            if shard in self._linked:
+                yield finding(FindingKind.BROKEN_CHAIN, entry, "link", None, "a link, as entries before it have")
+            return
+        self._linked.add(shard)
+        if before is None and self._is_cut and decision.seq != 1:
+            return
+        expected = link(before or UNCHAINED, self._stems.of(decision), decision, entry.decided_at)
+        if entry.link != expected:
+            yield finding(FindingKind.BROKEN_CHAIN, entry, "link", entry.link, expected)
+
+    def _remember(self, entry: Entry, place: tuple[str, str]) -> None:
+        """Keep what an entry says of its window: so that a wrong one is not a finding in those that follow, too."""
+        found = entry.decision
+        account = (found.offer, found.account)
+        if found.window is not None and found.seq is not None and found.used is not None:
+            tally = Tally(found.window, found.used, found.seq)
+            self._windows.put(account, place, Said(tally, entry.link))
+        elif entry.link is not None and found.window is None:
+            self._outside[account] = entry.link
 
     def _cases_of(self, terms: Terms) -> Cases | None:
         """The offer as an entry read it; one that was excluded used no reading."""
@@ -165,24 +219,29 @@ class Audit:
             self._cases[key] = None if offer is None else Cases(offer)
         return self._cases[key]
 
-    def _judge(self, entry: Entry, cases: Cases) -> Iterator[Finding]:
-        found, terms = entry.decision, entry.decision.terms
+    def _charge(self, entry: Entry, cases: Cases) -> Charge:
+        """What the store must have been asked: the entry's request, under the enrollment that it carries."""
+        found, enrollment = entry.decision, entry.decision.terms.enrollment
         if len(self._enrollments) >= ENROLLMENTS_MAX:
             self._enrollments.clear()
             self._cases.clear()
-        version = self._enrollments.setdefault(terms.enrollment, len(self._enrollments))
-        if found.correction is None:
-            charge = cases.charge(found.request, terms.enrollment, version, found.hold)
-            if found.is_unmeasured and found.hold is not None and found.tokens != found.hold.tokens_max:
-                yield _finding(FindingKind.WRONG_TOTALS, entry, "tokens", found.tokens, found.hold.tokens_max)
-        else:
-            charge = self._corrects(entry, cases, found.correction)
+        version = self._enrollments.setdefault(enrollment, len(self._enrollments))
+        if found.correction is not None:
+            return self._corrects(entry, cases, found.correction)
+        return cases.charge(found.request, enrollment, version, found.hold)
+
+    def _judge(self, entry: Entry, charge: Charge, place: tuple[str, str]) -> Iterator[Finding]:
+        found, terms = entry.decision, entry.decision.terms
+        if found.correction is not None:
             first = self._seen[found.offer].get(found.account, found.correction.of)
             yield from _wrong_correction(entry, charge, first)
+        elif found.is_unmeasured and found.hold is not None and found.tokens != found.hold.tokens_max:
+            yield finding(FindingKind.WRONG_TOTALS, entry, "tokens", found.tokens, found.hold.tokens_max)
         for field in terms.__struct_fields__:
             ours, theirs = getattr(charge.terms, field), getattr(terms, field)
             if ours != theirs:
-                yield _finding(FindingKind.WRONG_TERMS, entry, field, theirs, ours)
+                wrong = FindingKind.WRONG_GROUP if field == "group" else FindingKind.WRONG_TERMS
+                yield finding(wrong, entry, field, theirs, ours)
         before = self._before(charge)
         if before is None and self._is_cut and found.window and found.total is not None and found.seq:
             # Of a window whose first decisions were trimmed, the first that is left says how it was before.
@@ -192,26 +251,22 @@ class Audit:
         kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
         expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)
         yield from _differences(entry, expected)
-        window = found.window or expected.window
-        if window is not None and found.seq is not None and found.used is not None:
-            # Under what the entry itself says, so that a wrong one is not a finding in another window, too.
-            tally = Tally(window, found.used, found.seq)
-            start = None if terms.window.startswith("rolling ") else window.start
-            key = (found.offer, found.account, terms.group, terms.window, start)
-            if key not in self._tallies or self._tallies[key].window.start <= window.start:
-                self._tallies[key] = tally  # not of one that was judged in a window before the last one
-            self._last[found.offer, found.account, terms.group or "", terms.window, window.start] = tally
-        elif after is not None:
-            self._tallies[tally_key(charge)] = after
+        if after is not None and found.window is None:
+            # It belongs to a window and says that it does not: those that follow are judged on top of it all the same.
+            self._windows.put((found.offer, found.account), place, Said(after, entry.link))
 
     def _before(self, charge: Charge) -> Tally | None:
         """The tally of a charge's window, or where windows roll that of the window which it is pinned to."""
         pin, terms = charge.pin, charge.terms
+        if charge.window is None:
+            return None
+        account, kind = (terms.offer, charge.request.account), (terms.group or "", terms.window)
         if charge.rolls and pin is not None:
-            place = (terms.offer, charge.request.account, terms.group or "", terms.window, pin.start)
-            if place in self._last:
-                return self._last[place]
-        return self._tallies.get(tally_key(charge))
+            said = self._windows.get(account, kind, pin.start)
+            if said is not None:
+                return said.tally
+        said = self._windows.get(account, kind, None if charge.rolls else charge.window.start)
+        return None if said is None else said.tally
 
     def _corrects(self, entry: Entry, cases: Cases, correction: Correction) -> Charge:
         """The charge that a correction must have been; of what was trimmed, the correction itself is believed."""
@@ -242,7 +297,7 @@ MISPRINTS = {
     "replayed": FindingKind.WRONG_REASON,
     "window_start": FindingKind.WRONG_WINDOW,
     "window_end": FindingKind.WRONG_WINDOW,
-    "group": FindingKind.WRONG_TERMS,
+    "group": FindingKind.WRONG_GROUP,
     "allowance": FindingKind.WRONG_TERMS,
     "offer": FindingKind.WRONG_TERMS,
     "revision": FindingKind.WRONG_TERMS,
@@ -258,19 +313,19 @@ def _wrong_correction(entry: Entry, charge: Charge, first: Decision | None) -> I
     assert found is not None, "the entry is a correction"
     assert isinstance(expected, Correction), "its charge is one"
     if not expected.of:
-        yield _finding(FindingKind.WRONG_CORRECTION, entry, "id", found.of, "a request that was decided before")
+        yield finding(FindingKind.WRONG_CORRECTION, entry, "id", found.of, "a request that was decided before")
         return
     # An owner's correction may need another one before it, which gives back what counted elsewhere.
     is_owners = found.actor is not None if found.remedy is Remedy.RELEASED else found.remedy in OWNERS
     if (found.actor is not None, found.why is not None) != (is_owners, is_owners):
-        yield _finding(FindingKind.WRONG_CORRECTION, entry, "actor", found.actor, "an owner who says why, or nobody")
+        yield finding(FindingKind.WRONG_CORRECTION, entry, "actor", found.actor, "an owner who says why, or nobody")
     if found.actor is None and first is not None and not first.is_unmeasured:
         expected_of = "that of an owner: what it corrects was measured"
-        yield _finding(FindingKind.WRONG_CORRECTION, entry, "remedy", found.remedy, expected_of)
+        yield finding(FindingKind.WRONG_CORRECTION, entry, "remedy", found.remedy, expected_of)
     ours, theirs = correction_line(expected), correction_line(found)
     for field in ("returned", "window_start", "window_end"):
         if ours[field] != theirs[field]:
-            yield _finding(FindingKind.WRONG_CORRECTION, entry, field, theirs[field], ours[field])
+            yield finding(FindingKind.WRONG_CORRECTION, entry, field, theirs[field], ours[field])
 
 
 def _misprints(printed: Printed) -> Iterator[Finding]:
@@ -281,20 +336,20 @@ def _misprints(printed: Printed) -> Iterator[Finding]:
             continue  # the same instant may be written in more than one way, and was read
         if found != expected or (type(found) is not type(expected) and not isinstance(expected, str)):
             kind = MISPRINTS.get(field, FindingKind.WRONG_TOTALS)
-            yield _finding(kind, printed.entry, field, found, expected)
+            yield finding(kind, printed.entry, field, found, expected)
 
 
 def _differences(entry: Entry, expected: Decision) -> Iterator[Finding]:
     found = entry.decision
     if found.is_free is not expected.is_free:
         kind = FindingKind.WRONGLY_FREE if found.is_free else FindingKind.NEEDLESS_BILLING
-        yield _finding(kind, entry, "verdict", found.verdict, expected.verdict)
+        yield finding(kind, entry, "verdict", found.verdict, expected.verdict)
     elif found.reason is not expected.reason:
-        yield _finding(FindingKind.WRONG_REASON, entry, "reason", found.reason, expected.reason)
+        yield finding(FindingKind.WRONG_REASON, entry, "reason", found.reason, expected.reason)
     if found.seq != expected.seq:
         is_gap = found.seq is not None and expected.seq is not None and found.seq > expected.seq
         kind = FindingKind.SEQ_GAP if is_gap else FindingKind.SEQ_REPEATED
-        yield _finding(kind, entry, "seq", found.seq, expected.seq)
+        yield finding(kind, entry, "seq", found.seq, expected.seq)
     ours, theirs = decision_line(expected), decision_line(found)
     kinds = {
         FindingKind.WRONG_WINDOW: ("window_start", "window_end"),
@@ -303,11 +358,7 @@ def _differences(entry: Entry, expected: Decision) -> Iterator[Finding]:
     for kind, fields in kinds.items():
         for field in fields:
             if theirs[field] != ours[field]:
-                yield _finding(kind, entry, field, theirs[field], ours[field])
-
-
-def _finding(kind: FindingKind, entry: Entry, field: str, found: object, expected: object) -> Finding:
-    return Finding(kind, entry.entry, entry.decision.account, entry.decision.id, field, found, expected)
+                yield finding(kind, entry, field, theirs[field], ours[field])
 
 
 def _counter(account: str, group: str, found: Tally | None, expected: Tally | None) -> Finding:

@@ -254,8 +254,17 @@ def _ledger(commands: Commands) -> None:
 def _audit(commands: Commands) -> None:
     command = _command(commands, "audit", ledgers.audit, "replay a ledger, or a store's, through the rule")
     command.add_argument("file", nargs="?", metavar="FILE", help="a ledger as `gratis ledger` prints it; - for stdin")
-    command.add_argument("--store", metavar="URL", help="the ledger and the counters of this store")
+    command.add_argument(
+        "--store",
+        metavar="URL",
+        help="the ledger, counters and links of this store; with FILE, what it has beyond that",
+    )
     command.add_argument("--offer", metavar="NAME|FILE", help="a file for its offer; shipped offers are found by name")
+    command.add_argument(
+        "--enrollments",
+        metavar="HISTORY",
+        help="with FILE: histories of enrollments, as `gratis enroll --history` prints them",
+    )
     _format(command)
 
 

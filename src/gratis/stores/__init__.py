@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Cursor = int | tuple[int, ...]
 """A place in a ledger: the number of an entry, or one a shard."""
 
+Links = dict[tuple[str, str, "datetime"] | None, str]
+"""The last link of each window, by group, kind and start; under None that of what is outside any."""
+
 BATCH_MAX = 10_000
 CONFLICT_FIELDS = (
     "model",
@@ -184,6 +187,15 @@ class Awaited(Protocol):
 
     async def close_async(self) -> None:
         """Give back what the loop's calls hold."""
+        ...
+
+
+@runtime_checkable
+class Linked(Protocol):
+    """A store whose ledger is chained by hash: it also says where each chain ends."""
+
+    def links(self, offer: str, account: str) -> tuple[int, int, Links]:
+        """The last link of each of an account's windows, with its shard and the last entry there at that moment."""
         ...
 
 

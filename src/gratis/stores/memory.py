@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from gratis import clock as system
+from gratis.chain import UNCHAINED, Stems, link
 from gratis.enrollment import change
 from gratis.errors import StoreError
 from gratis.model import Correction, Durability, Entry, Expiry, Held, Reason
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gratis.model import Change, Decision, Enrollment, Hold
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
-    from gratis.stores import Cursor
+    from gratis.stores import Cursor, Links
 
 PAGE = 1_000
 DUE_MAX = 100
@@ -100,6 +101,9 @@ class MemoryStore:
         self._lock = Lock()
         self._accounts: dict[tuple[str, str], _Account] = {}
         self._ledger: list[tuple[datetime, Decision]] = []
+        self._links: list[str] = []
+        self._ends: dict[tuple[str, str], Links] = {}
+        self._stems = Stems()
         self._refusal = ""
         _STORES.add(self)
 
@@ -253,6 +257,21 @@ class MemoryStore:
         with self._lock:
             return 0, len(self._ledger), self._tallies(offer, account, None)
 
+    def links(self, offer: str, account: str) -> tuple[int, int, Links]:
+        """The last link of each of an account's windows, with its shard and the last entry there at that moment."""
+        with self._lock:
+            self._chain(len(self._ledger))
+            return 0, len(self._ledger), dict(self._ends.get((offer, account), {}))
+
+    def _chain(self, upto: int) -> None:
+        """Chain what was decided: only when it is read, since nobody else can reach it before."""
+        for now, decision in self._ledger[len(self._links) : upto]:
+            terms, window = decision.terms, decision.window
+            place = None if window is None else (terms.group or "", terms.window, window.start)
+            ends = self._ends.setdefault((decision.offer, decision.account), {})
+            ends[place] = link(ends.get(place, UNCHAINED), self._stems.of(decision), decision, now)
+            self._links.append(ends[place])
+
     def entries(self, *, after: Cursor = 0, upto: Cursor | None = None) -> Iterator[Entry]:
         """The ledger from behind an entry on, in order."""
         (place,) = places(after, shards=1)
@@ -260,12 +279,14 @@ class MemoryStore:
         while True:
             with self._lock:
                 last = len(self._ledger) if end is None else min(end, len(self._ledger))
-                page = self._ledger[place : min(place + PAGE, last)]
+                upto = min(place + PAGE, last)
+                self._chain(upto)
+                page = list(zip(self._ledger[place:upto], self._links[place:upto], strict=True))
             if not page:
                 return
-            for now, decision in page:
+            for (now, decision), linked in page:
                 place += 1
-                yield Entry(place, now, decision)
+                yield Entry(place, now, decision, link=linked)
 
     def frozen(self) -> AbstractContextManager[None]:
         """All that is read meanwhile is read as of one moment: nobody else has this store."""

@@ -9,7 +9,7 @@
 --         kept      what ended by then is no longer kept                                                  (instant)
 --         now       the store's clock                                                                     (instant)
 --         cases     how many cases follow; each is
---                     account, version, key, facts, way, allowance, tally, span
+--                     account, version, key, facts, way, allowance, tally, span, stem, told
 --         charges   all that follows; each is
 --                     case, place, id, rest, amount, mark
 -- RETURN  last, then one answer a charge: its place, a letter, and what belongs to it
@@ -34,8 +34,9 @@
 --
 -- An instant is 18 digits of microseconds, so that comparing text compares time; a span is 'start end'. A way is
 -- three letters: x excluded, c calendar, r rolling; counts f free, a all; overage w whole, e excess, u excess of what
--- is not tokens. A mark is A if ahead; else, where windows roll, 'at start end spare', and behind a ';', if there is
--- more to do than to decide, one of
+-- is not tokens. A link begins with its stem (chain.py); told is the span as records have it; where nothing covers a
+-- case, its tally is the link of what is outside any window. A mark is A if ahead; else, where windows roll, 'at start
+-- end spare', and behind a ';', if there is more to do than to decide, one of
 --           H until expiry bound     hold: until then; d decided or r released; `rest` is what else is kept of it
 --           E bound span             decide by its bound, if its hold ran out of time                 (span or '-')
 --           U bound span             decide by its bound                                              (span or '-')
@@ -45,7 +46,9 @@
 -- come before it. HSET after it only derives: should it fail, the next call finds the state behind, and it is derived
 -- anew. A hold is in no ledger: it moves no tokens.
 
-local HEAD, CASE, CHARGE, PART, RECORDS = 6, 8, 6, 4000, 50
+local HEAD, CASE, CHARGE, PART, RECORDS = 6, 10, 6, 4000, 50
+local UNCHAINED = '000000000000000000000000'
+local NO_SPAN, HAS_SPAN = 13, 22 -- bytes of a record before its id
 local LEVEL_MAX = { 8192, 131072, 2097152 } -- ids on each level of the index but the last: 32 a field
 local state, ledger, holds, ARGS = KEYS[1], KEYS[2], KEYS[3], ARGV
 local is_dry, kept, now = ARGS[1] == 'dry', ARGS[4], ARGS[5]
@@ -56,12 +59,27 @@ local function wrong(text)
   return redis.error_reply('GRATISSTATE ' .. text)
 end
 
--- A window's tally as the state has it, or nothing if it cannot be read: used, seq, span, is open, is changed.
+-- A window's tally as the state has it, or nothing if it cannot be read: used, seq, span, is open, is changed, link.
 local function read_tally(text)
-  local used, seq, span = text:match('^(%d+) (%d+) (%d+ %d+)$')
+  local used, seq, span, link = text:match('^(%d+) (%d+) (%d+ %d+)(.*)$')
   if used and #span == 37 and #used <= 16 and #seq <= 15 then
-    return { used + 0, seq + 0, span, true, false }
+    if link == '' then -- it was written before there were links
+      return { used + 0, seq + 0, span, true, false, UNCHAINED }
+    elseif #link == 25 and link:find('^ %x+$') then
+      return { used + 0, seq + 0, span, true, false, link:sub(2) }
+    end
   end
+end
+
+-- Half of the digits of a link, as bytes.
+local function packed(link)
+  local bytes = ''
+  for at = 1, 24, 8 do
+    local number = tonumber(link:sub(at, at + 7), 16)
+    bytes = bytes .. string.char(math.floor(number / 16777216), math.floor(number / 65536) % 256,
+      math.floor(number / 256) % 256, number % 256)
+  end
+  return bytes
 end
 
 -- The rule: what becomes of a charge, and of the tally of its window. Says the line of its record, and whether the
@@ -137,8 +155,10 @@ local function recall(ids, from, short, account, id, state, ledger)
       end
       if record then
         local whose, facts = record:match('^(%d+) (%d+) ')
-        local line_end = record:find('\n', 1, true)
-        if whose == account and record:sub(line_end + 1, line_end + #id) == id then
+        local before_id = record:find('\n', 1, true)
+        local told = record:byte(before_id + 1)
+        before_id = before_id + (told == 1 and HAS_SPAN or told == 0 and NO_SPAN or 0)
+        if whose == account and record:sub(before_id + 1, before_id + #id) == id then
           local text = redis.call('HGET', state, 'w' .. facts)
           return text and ('R%d '):format(number) .. text .. '\n' .. record, not text
         end
@@ -157,7 +177,7 @@ local values
 local cases, levels = 1, 1
 if #ARGS == HEAD + CASE + CHARGE and ARGS[3] == '1' then
   values = call('HMGET', state, 'n', 'a' .. ARGS[7], 'v' .. ARGS[7], 'f' .. ARGS[9], ARGS[13], 'x' .. ARGS[7],
-    'i' .. sub(ARGS[16], 1, 2))
+    'i' .. sub(ARGS[18], 1, 2))
 else
   cases, levels = tonumber(ARGS[6]), tonumber(ARGS[3])
   local names, size = { 'n' }, 1
@@ -459,10 +479,10 @@ for i = 1, count do
 
   local field, way, tally = ARGS[case + 7], ARGS[case + 5], nil
   if not answer then
-    local before = values[read + 3]
+    local before = sub(way, 1, 1) ~= 'x' and values[read + 3]
     tally = tallies[field]
     if not tally then
-      tally = before and read_tally(before) or { 0, 0, '', false, false }
+      tally = before and read_tally(before) or { 0, 0, '', false, false, UNCHAINED }
       if before and not tally[4] then
         return wrong('a tally cannot be read')
       end
@@ -496,7 +516,7 @@ for i = 1, count do
   end
   if not answer then
     local ended = tally[4] and tally[3]
-    local used, seq = tally[1], tally[2]
+    local used, seq, linked = tally[1], tally[2], tally[6]
     local line, is_new, fault =
       judge(way, ARGS[at + 5], ARGS[case + 6], ARGS[case + 8], tally, mark, kept, kept_here, is_dry)
     if fault then
@@ -522,9 +542,25 @@ for i = 1, count do
         facts = facts or define('f' .. ARGS[case + 3], ARGS[case + 4])
         account_number = account_number or define('a' .. account, 'a' .. account)
       end
+      local letter, rest = sub(line, 1, 1), ARGS[at + 4]
+      local text, link, outside = letter, linked, nil
+      if letter == 'w' or letter == 'o' then
+        text = format('%s %d %d %s', letter, tally[1], tally[2], tally[3])
+        link = is_new and UNCHAINED or linked
+      else
+        outside = 'o' .. account
+        link = latest[outside] or call('HGET', state, outside) or UNCHAINED
+      end
+      link = sub(redis.sha1hex(link .. ARGS[case + 9] .. text .. extra .. '\n' .. id .. rest), 1, 24)
+      if outside then
+        set(outside, link)
+      else
+        tally[6] = link
+      end
       line = account_number .. ' ' .. facts .. ' ' .. line .. extra
       decided = decided + 1
-      entry[told + 1], entry[told + 2], told = 'r', line .. '\n' .. id .. ARGS[at + 4], told + 2
+      entry[told + 1], entry[told + 2] = 'r', line .. '\n' .. ARGS[case + 10] .. packed(link) .. id .. rest
+      told = told + 2
       if own then
         fresh[own] = i
         unmeasured[own] = sub(extra, 2, 2) == 'u' or nil
@@ -534,7 +570,7 @@ for i = 1, count do
         local list = latest[listed] or call('HGET', state, listed) or ''
         if ended then -- it rolls: the one before is kept under its own name
           name = sub(name, 1, -5) .. sub(ended, 1, 18)
-          set('t' .. account .. '\0' .. name, format('%d %d %s', used, seq, ended))
+          set('t' .. account .. '\0' .. name, format('%d %d %s %s', used, seq, ended, linked))
         end
         set(listed, list .. name .. '\n')
       end
@@ -603,7 +639,7 @@ for i = 1, #members do
 end
 for field, tally in pairs(tallies) do
   if tally[5] then
-    set(field, format('%d %d %s', tally[1], tally[2], tally[3]))
+    set(field, format('%d %d %s %s', tally[1], tally[2], tally[3], tally[6]))
   end
 end
 if decided > 0 then

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gratis.chain import facts_of, id_bytes, rest_of, stem_of
 from gratis.errors import OutcomeUnknown
 from gratis.model import Correction, Counts, Expiry, Overage, Unit, from_micros, micros
 from gratis.rule import Holding, Overdue
@@ -25,15 +26,12 @@ from gratis.stores.redis.layout import (
     account_word,
     decision_of,
     digits,
-    facts_of,
-    id_bytes,
     key_of,
     place_of,
     read_change,
     read_ended,
     read_facts,
     read_record,
-    rest_of,
     shard_number,
     span_of,
     told,
@@ -49,7 +47,7 @@ if TYPE_CHECKING:
 CHARGES_MAX = 500  # new ones keep a server busy for about 5 ms
 CASES_CACHED_MAX = 20_000
 PLACE_BYTES = 10
-HEAD_ARGUMENTS, CASE_ARGUMENTS, CHARGE_ARGUMENTS = 6, 8, 6
+HEAD_ARGUMENTS, CASE_ARGUMENTS, CHARGE_ARGUMENTS = 6, 10, 6
 NO_INSTANT = digits(0)
 DECIDE, DRY = b"$6\r\ndecide\r\n", b"$3\r\ndry\r\n"
 
@@ -80,24 +78,29 @@ class Script:
 class Case:
     """What a call says of a case: packed without its facts, and with them."""
 
-    __slots__ = ("brief", "full", "is_told", "kept", "shard", "span", "word")
+    __slots__ = ("brief", "full", "is_told", "kept", "shard", "word")
 
     def __init__(self, charge: Charge, shard: int, word: bytes, durability: Durability, salt: bytes) -> None:
         terms, window = charge.terms, charge.window
-        facts = facts_of(charge, durability)
+        facts = facts_of(charge.request, terms, durability)
         head = (word, b"%d" % charge.version, key_of(facts, salt))
         if window is None:
-            tail = (b"xfw", b"0", b"", b"")
+            tail: tuple[bytes, ...] = (b"xfw", b"0", outside_field(word), b"")
         else:
             start, end = digits(micros(window.start)), digits(micros(window.end))
             kind, name = (b"r", OPEN) if charge.rolls else (b"c", start)
             field = tally_field(word, terms.group or "", terms.window, name)
             tail = (kind + _reading(terms), b"%d" % terms.allowance, field, b"%b %b" % (start, end))
+        tail = (*tail, stem_of(terms.offer, charge.request.account, facts), span_of(charge))
         self.brief = b"".join(map(_bulk, (*head, b"", *tail)))
         self.full = b"".join(map(_bulk, (*head, facts, *tail)))
         self.shard, self.word, self.is_told = shard, word, False
-        self.span = span_of(charge)
         self.kept = (charge.terms, charge.window)  # whose identity is this case's
+
+
+def outside_field(account: bytes) -> bytes:
+    """The field of the link of an account's last decision outside any window."""
+    return b"o" + account
 
 
 def tally_field(account: bytes, group: str, kind: str, start: bytes) -> bytes:
@@ -172,7 +175,7 @@ class Calls:
             if number is None:
                 cases.append(case.brief if case.is_told else case.full)
                 number = numbers[id(case)] = len(cases)
-            rows.append(_row(charge, case.span, place, number, moment))
+            rows.append(_row(charge, place, number, moment))
         last, number_of_cases = b"%d" % seen, b"%d" % len(cases)
         head = b"%b$%d\r\n%b\r\n$1\r\n%d\r\n$18\r\n%b\r\n$18\r\n%b\r\n$%d\r\n%b\r\n" % (
             DRY if dry else DECIDE, len(last), last, level(seen + len(charges)),
@@ -184,7 +187,7 @@ class Calls:
         return self._script.call(shard, arguments, count, also=also, replies=replies), places
 
 
-def _row(charge: Charge, span: tuple[int, ...], place: bytes, number: int, moment: Moment) -> bytes:
+def _row(charge: Charge, place: bytes, number: int, moment: Moment) -> bytes:
     request = charge.request
     packed_id = id_bytes(request.id)
     at = micros(request.at)
@@ -194,9 +197,9 @@ def _row(charge: Charge, span: tuple[int, ...], place: bytes, number: int, momen
     elif charge.rolls and charge.window is not None:
         mark = _rolling_mark(charge, charge.window)
     if step is None:
-        rest = rest_of(request, at, moment.now, span)
+        rest = rest_of(request, at, moment.now)
     else:
-        rest = _rest_of_step(charge, step, at, moment.now, span)
+        rest = _rest_of_step(charge, step, at, moment.now)
         if mark != b"A":
             mark += b";" + _step_mark(step, request.tokens or 0)
     nth, amount = b"%d" % number, b"%d" % charge.amount
@@ -214,10 +217,10 @@ def _rolling_mark(charge: Charge, window: Window) -> bytes:
     return b"%b %b %b %d" % (at, start, end, spare)
 
 
-def _rest_of_step(charge: Charge, step: Step, at: int, now: int, span: tuple[int, ...]) -> bytes:
+def _rest_of_step(charge: Charge, step: Step, at: int, now: int) -> bytes:
     if isinstance(step, Holding):
         return kept_of_hold(charge, step, at)
-    return rest_of(charge.request, at, now, span, step if isinstance(step, Correction) else None)
+    return rest_of(charge.request, at, now, step if isinstance(step, Correction) else None)
 
 
 def _step_mark(step: Step, bound: int) -> bytes:

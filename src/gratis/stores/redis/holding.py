@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from gratis.chain import id_bytes
 from gratis.model import micros
 from gratis.stores.redis.calls import Script, Shifted
 from gratis.stores.redis.holds import read_hold
-from gratis.stores.redis.layout import correction_field, digits, id_bytes
+from gratis.stores.redis.layout import correction_field, digits
 
 if TYPE_CHECKING:
     from collections.abc import Generator

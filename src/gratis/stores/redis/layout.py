@@ -7,7 +7,9 @@ A store is one shard, or in a cluster so many that its masters share the work. A
                       a<account>   the account's number           f<key>   the number of facts, by their digest
                       w<number>    the word that a number stands for: a<account>, or JSON facts
                       v<account>   the version of its enrollment  e<version> <account>   that change, as JSON
-                      t<account> <group> <kind> <start>   a window's tally: used, seq, start, end ('open' if it rolls)
+                      t<account> <group> <kind> <start>   a window's tally: used, seq, start, end, and its last link
+                          ('open' if it rolls)
+                      o<account>   the link of its last decision outside any window
                       l<account>   the names of all its windows
                       i<prefix>    the index: for each id whose digest starts so, 5 bytes of it and its decision
                       h<account> <id>   a hold: `holds.py`    g<account> <group> <kind> <start>   what they set aside
@@ -17,7 +19,8 @@ A store is one shard, or in a cluster so many that its masters share the work. A
     holds    a sorted set   account, end and id of each hold, all of one score: so an account's are in their order
 
 An account is its offer and its name with a zero byte between, which neither may contain; so no name can reach another
-field. A record is a line of Lua's (account, facts, verdict), the request's id, and what only Python reads.
+field. A record is a line of Lua's (account, facts, verdict), its calendar window with its link (see `chain.py`; records
+of before there were links have neither here), the request's id, and what only Python reads.
 """
 
 from __future__ import annotations
@@ -30,18 +33,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gratis.chain import LINK_HEX, id_bytes
 from gratis.errors import StoreError
-from gratis.lines import (
-    change_line,
-    change_of,
-    correction_line,
-    correction_of,
-    decode,
-    encode,
-    enrollment_line,
-    terms_line,
-    terms_of,
-)
+from gratis.lines import change_line, change_of, correction_of, decode, encode, terms_of
 from gratis.model import (
     Correction,
     Counts,
@@ -71,7 +65,10 @@ LEVEL_MAX = (8_192, 131_072, 2_097_152)
 PLACE_HEX = 5
 SHORT_BYTES = 5
 OPEN = b"open"
-HEX_MIN = 16
+NO_SPAN = b"\0"
+HAS_SPAN = 1
+SPAN_BYTES = (5, 4)  # seconds until the start, and how many
+LINK_BYTES = LINK_HEX // 2
 TOKEN_BYTES = 16
 IDENTITY_BYTES = 8
 SECOND = 1_000_000
@@ -181,34 +178,6 @@ def place_of(account: bytes, request_id: str, salt: bytes) -> bytes:
     return digest[:3].hex()[:PLACE_HEX].encode() + digest[3:]
 
 
-def id_bytes(request_id: str) -> bytes:
-    """An id as records have it: long hexadecimal ones take half the room."""
-    if len(request_id) >= HEX_MIN and len(request_id) % 2 == 0:
-        try:
-            packed = bytes.fromhex(request_id)
-        except ValueError:
-            return pack(request_id)
-        if packed.hex() == request_id:
-            return pack(packed)
-    return pack(request_id)
-
-
-def facts_of(charge: Charge, durability: Durability) -> bytes:
-    """What a charge has in common with many, as JSON."""
-    request, terms = charge.request, charge.terms
-    return encode(
-        {
-            "model": request.model,
-            "project": request.project,
-            "kind": request.kind,
-            "tools": request.tools,
-            "durability": durability,
-            "terms": terms_line(terms),
-            "enrollment": None if terms.enrollment is None else enrollment_line(terms.enrollment),
-        }
-    )
-
-
 def read_facts(text: bytes) -> Facts:
     """Facts from their JSON."""
     line = decode(text)
@@ -227,24 +196,16 @@ def key_of(facts: bytes, salt: bytes) -> bytes:
     return blake2b(facts, digest_size=12, key=salt).digest()
 
 
-def rest_of(
-    request: Request, at: int, decided_at: int, span: tuple[int, ...], correction: Correction | None = None
-) -> bytes:
-    """The part of a record that only Python reads; a correction comes last in it."""
-    rest = (at, request.input_tokens, request.output_tokens, request.cached_tokens, decided_at - at, *span)
-    if correction is None:
-        return pack(rest)
-    return pack((*rest, {"of": correction.of, **correction_line(correction)}))
-
-
-def span_of(charge: Charge) -> tuple[int, ...]:
-    """Start and length of a charge's calendar window, which are whole seconds; nothing if it has none."""
+def span_of(charge: Charge) -> bytes:
+    """Start and length of a charge's calendar window, which are whole seconds; a zero byte if it has none."""
     window = charge.window
     if window is None or charge.rolls:
-        return ()
+        return NO_SPAN
     start, end = micros(window.start), micros(window.end)
     assert start % SECOND == end % SECOND == 0, "windows of a calendar begin and end at whole seconds"
-    return start // SECOND, (end - start) // SECOND
+    start_bytes, length_bytes = SPAN_BYTES
+    length = (end - start) // SECOND
+    return b"%c%b%b" % (HAS_SPAN, (start // SECOND).to_bytes(start_bytes, signed=True), length.to_bytes(length_bytes))
 
 
 class Counters(Struct, frozen=True):
@@ -282,8 +243,10 @@ class Record(Struct, frozen=True):
     request_id: str
     id_bytes: bytes
     rest: list[Any]
+    window: Window | None
     hold: Held | None = None
     correction: Correction | None = None
+    link: str | None = None
 
     @property
     def at(self) -> datetime:
@@ -295,20 +258,13 @@ class Record(Struct, frozen=True):
         """When it was decided."""
         return from_micros(self.rest[0] + self.rest[4])
 
-    @property
-    def window(self) -> Window | None:
-        """The calendar window in which the request falls."""
-        if len(self.rest) <= _TOLD:
-            return None
-        start, length = self.rest[_TOLD:]
-        return Window(from_micros(start * SECOND), from_micros((start + length) * SECOND))
-
 
 def read_record(record: bytes) -> Record:
     """A record from its bytes."""
     line, _, packed = record.partition(b"\n")
     line, _, ended = line.partition(b"\t")
     account, facts, *words = line.split()
+    window, link, packed = _read_window(packed)
     size = 1 + (packed[0] & 0x1F) if packed[0] <= _FIXSTR_END else 2 + packed[1]
     request_id = unpack(packed[:size])
     known = request_id.hex() if type(request_id) is bytes else request_id
@@ -316,7 +272,26 @@ def read_record(record: bytes) -> Record:
     if type(rest[-1]) is dict:
         said = rest.pop()
         correction = correction_of(said, of=said["of"])
-    return Record(account, facts, words, known, packed[:size], rest, read_ended(ended), correction)
+    if len(rest) > _TOLD:  # of before there were links
+        *rest, start, length = rest
+        window = _window(start, length)
+    return Record(account, facts, words, known, packed[:size], rest, window, read_ended(ended), correction, link)
+
+
+def _read_window(packed: bytes) -> tuple[Window | None, str | None, bytes]:
+    """Calendar window and link of a record, and what comes behind them; an id never begins as they do."""
+    if packed[0] > HAS_SPAN:
+        return None, None, packed
+    window, at = None, 1
+    if packed[0] == HAS_SPAN:
+        middle, at = at + SPAN_BYTES[0], at + sum(SPAN_BYTES)
+        start, length = int.from_bytes(packed[1:middle], signed=True), int.from_bytes(packed[middle:at])
+        window = _window(start, length)
+    return window, packed[at : at + LINK_BYTES].hex(), packed[at + LINK_BYTES :]
+
+
+def _window(start: int, length: int) -> Window:
+    return Window(from_micros(start * SECOND), from_micros((start + length) * SECOND))
 
 
 def read_ended(text: bytes) -> Held | None:

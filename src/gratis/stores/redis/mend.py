@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gratis.errors import StoreError
 from gratis.model import micros
-from gratis.stores.redis.calls import level, tally_field
+from gratis.stores.redis.calls import level, outside_field, tally_field
 from gratis.stores.redis.layout import (
     OPEN,
     PLACE_HEX,
@@ -30,7 +30,7 @@ from gratis.stores.redis.servers import Call
 from gratis.stores.redis.wire import packed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from gratis.model import Decision
     from gratis.stores.redis.asking import Asking
@@ -95,22 +95,10 @@ class Missed:
                 fields[slot] = value(slot) + found
             if decision.correction is not None:
                 fields[correction_field(word, decision.correction.of)] = b"%d" % decision.correction.number
-            if decision.seq is None or decision.used is None or decision.window is None:
-                continue
-            name, listed = _tally_name(word, decision, record), b"l" + word
-            start, end = digits(micros(decision.window.start)), digits(micros(decision.window.end))
-            before = value(name)
-            own = name[len(word) + 2 :]
-            opened = before.split()[2] if name.endswith(OPEN) and before else start
-            if start < opened:  # judged in the window of its hold, or of what it corrects, before the one that is open
-                own = own.removesuffix(OPEN) + start
-                name = name.removesuffix(OPEN) + start
-            elif start > opened:
-                own = own.removesuffix(OPEN) + opened
-                fields[b"t%b\0%b" % (word, own)] = before
-            if own not in value(listed).split(b"\n"):
-                fields[listed] = value(listed) + own + b"\n"
-            fields[name] = b"%d %d %b %b" % (decision.used, decision.seq, start, end)
+            if decision.window is not None:
+                fields |= _window_fields(word, decision, record, value)
+            elif record.link is not None:
+                fields[outside_field(word)] = record.link.encode()
         return fields
 
     def counters(self) -> Counters:
@@ -131,6 +119,30 @@ def _tally_name(word: bytes, decision: Decision, record: Record) -> bytes:
     assert decision.window is not None, "what has a place in a window has a window"
     start = OPEN if record.window is None else digits(micros(decision.window.start))
     return tally_field(word, decision.terms.group or "", decision.terms.window, start)
+
+
+def _window_fields(
+    word: bytes, decision: Decision, record: Record, value: Callable[[bytes], bytes]
+) -> dict[bytes, bytes]:
+    """What a decision that belongs to a window changes of the tallies, and of the list that names them."""
+    assert decision.window is not None, "what has a place in a window has a window"
+    fields: dict[bytes, bytes] = {}
+    name, listed = _tally_name(word, decision, record), b"l" + word
+    start, end = digits(micros(decision.window.start)), digits(micros(decision.window.end))
+    before = value(name)
+    own = name[len(word) + 2 :]
+    opened = before.split()[2] if name.endswith(OPEN) and before else start
+    if start < opened:  # judged in the window of its hold, or of what it corrects, before the one that is open
+        own = own.removesuffix(OPEN) + start
+        name = name.removesuffix(OPEN) + start
+    elif start > opened:
+        own = own.removesuffix(OPEN) + opened
+        fields[b"t%b\0%b" % (word, own)] = before
+    if own not in value(listed).split(b"\n"):
+        fields[listed] = value(listed) + own + b"\n"
+    tally = b"%d %d %b %b" % (decision.used or 0, decision.seq or 0, start, end)
+    fields[name] = tally if record.link is None else b"%b %b" % (tally, record.link.encode())
+    return fields
 
 
 def _word(definition: bytes) -> tuple[bytes, bytes]:

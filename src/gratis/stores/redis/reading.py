@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gratis.errors import StoreError, UnreadableEntry
 from gratis.model import Entry, Window, from_micros
 from gratis.rule import Tally
+from gratis.stores.redis.calls import outside_field
 from gratis.stores.redis.layout import (
     Facts,
     account_word,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from gratis.model import Change
+    from gratis.stores import Links
     from gratis.stores.redis.asking import Asking
     from gratis.stores.redis.layout import Record, Shard
     from gratis.stores.redis.servers import Result, Wave
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 PAGE = 100
 SCAN = 1_000
 WORDS_CACHED_MAX = 100_000
+_NUMBERS = 4  # of a tally; behind them comes its link
 
 
 class Reading:
@@ -61,17 +64,33 @@ class Reading:
 
     def tallies(self, offer: str, account: str) -> Flow[tuple[int, list[tuple[str, str, Tally]]]]:
         """How far the shard's ledger reaches, and the tallies of an account's windows then."""
-        word = account_word(offer, account)
+        last, windows, _ = yield from self._windows(account_word(offer, account))
+        # By their start: of several that take a request, the last one opened counts.
+        found = [_tally(name, value) for name, value in windows]
+        return last, sorted(found, key=lambda one: (*one[:2], one[2].window.start))
+
+    def links(self, offer: str, account: str) -> Flow[tuple[int, Links]]:
+        """How far the shard's ledger reaches, and the last link of each of an account's windows then."""
+        last, windows, outside = yield from self._windows(account_word(offer, account))
+        found: Links = {} if outside is None else {None: outside.decode()}
+        for name, value in windows:
+            group, kind, tally = _tally(name, value)
+            linked = value.split()[_NUMBERS:]
+            if linked:
+                found[group, kind, tally.window.start] = linked[0].decode()
+        return last, found
+
+    def _windows(self, word: bytes) -> Flow[tuple[int, list[tuple[bytes, bytes]], bytes | None]]:
+        """At one moment: how far the ledger reaches, an account's windows, and its last link outside any."""
         shard = self._asking.shard_of(word)
         listed = yield from self._asking.field(shard, b"l" + word)
         while True:
             names = [] if listed is None else listed.split(b"\n")[:-1]
-            asked = [b"n", b"l" + word, *(b"t%b\0%b" % (word, name) for name in names)]
-            counters, now, *values = yield from self._asking.fields(shard, asked)
+            asked = [b"n", b"l" + word, outside_field(word), *(b"t%b\0%b" % (word, name) for name in names)]
+            counters, now, outside, *values = yield from self._asking.fields(shard, asked)
             if now == listed:
-                found = [_tally(name, value) for name, value in zip(names, values, strict=True) if value is not None]
-                # By their start: of several that take a request, the last one opened counts.
-                return read_counters(counters).last, sorted(found, key=lambda one: (*one[:2], one[2].window.start))
+                pairs = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
+                return read_counters(counters).last, pairs, outside
             listed = now  # a window was opened meanwhile
 
     def base(self, shard: Shard) -> Flow[int]:
@@ -120,7 +139,7 @@ class Reading:
         for (number, _), record in zip(rows, records, strict=True):
             account = words[record.account][1:].decode().partition("\0")[2]
             decision = decision_of(record, account, self._read_facts(words[record.facts]))
-            entries.append(Entry(number, record.decided_at, decision, shard.number))
+            entries.append(Entry(number, record.decided_at, decision, shard.number, record.link))
         return entries
 
     def _check_reaches(self, shard: Shard, after: int) -> Flow[None]:
@@ -164,5 +183,5 @@ def _record(shard: Shard, number: int, record: bytes) -> Record:
 
 def _tally(name: bytes, value: bytes) -> tuple[str, str, Tally]:
     group, kind, _ = name.decode().split("\0")
-    used, seq, start, end = (int(part) for part in value.split())
+    used, seq, start, end = map(int, value.split()[:_NUMBERS])
     return group, kind, Tally(Window(from_micros(start), from_micros(end)), used, seq)

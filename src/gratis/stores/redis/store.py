@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gratis.model import Change, Durability, Enrollment, Entry, Hold
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
-    from gratis.stores import Cursor, Receipt
+    from gratis.stores import Cursor, Links, Receipt
     from gratis.stores.redis.servers import Servers
     from gratis.stores.redis.wire import Access
 
@@ -131,6 +131,12 @@ class RedisStore:
         """All of an account's tallies at one moment, with its shard and the last entry there at that moment."""
         shard = shard_number(account_word(offer, account), count=self.shards)
         last, found = self._run(self._core.reading.tallies(offer, account))
+        return shard, last, found
+
+    def links(self, offer: str, account: str) -> tuple[int, int, Links]:
+        """The last link of each of an account's windows, with its shard and the last entry there at that moment."""
+        shard = shard_number(account_word(offer, account), count=self.shards)
+        last, found = self._run(self._core.reading.links(offer, account))
         return shard, last, found
 
     def entries(self, *, after: Cursor = 0, upto: Cursor | None = None) -> Iterator[Entry]:

@@ -112,7 +112,7 @@ def _drop_tallies(asking: Asking, shard: Shard, account: bytes, horizon: bytes) 
     over = [
         name
         for name, value in zip(names, values, strict=True)
-        if not name.endswith(OPEN) and (value is None or value.split()[-1] <= horizon)
+        if not name.endswith(OPEN) and (value is None or value.split()[3] <= horizon)
     ]
     if over:
         rest = b"".join(name + b"\n" for name in names if name not in set(over))

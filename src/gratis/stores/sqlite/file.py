@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 APPLICATION_ID = 0x67726174  # "grat"
-SCHEMA = 2
-SCRIPTS = {1: "schema.sql", 2: "schema_2.sql"}  # what makes each schema of the one before
+SCHEMA = 3
+SCRIPTS = {1: "schema.sql", 2: "schema_2.sql", 3: "schema_3.sql"}  # what makes each schema of the one before
 SWITCH_PAUSE_S = 0.005
 CHECK_WHOLE_BYTES_MAX = 64 << 20
 CHECK_ENTRIES = 1_000

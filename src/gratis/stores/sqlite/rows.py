@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gratis.chain import Stems
 from gratis.errors import GratisError
 from gratis.lines import (
     correction_line,
@@ -32,13 +33,13 @@ TERMS_CACHED_MAX = 10_000
 
 _ADD_ENTRY = (
     "INSERT INTO ledger (account, id, terms, model, project, input_tokens, output_tokens, cached_tokens, kind, tools,"
-    " at, reason, free_tokens, used, total, window, seq, decided_at, durability, hold, correction, corrects)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " at, reason, free_tokens, used, total, window, seq, decided_at, durability, hold, correction, corrects, link)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _GET_ENTRIES = (
     "SELECT l.entry, a.name, l.id, l.terms, l.model, l.project, l.input_tokens, l.output_tokens, l.cached_tokens,"
     " l.kind, l.tools, l.at, l.reason, l.free_tokens, l.used, l.total, w.start, w.end, l.seq, l.decided_at,"
-    " l.durability, l.hold, l.correction, l.corrects"
+    " l.durability, l.hold, l.correction, l.corrects, l.link"
     " FROM ledger l JOIN accounts a ON a.account = l.account LEFT JOIN windows w ON w.window = l.window WHERE "
 )
 
@@ -50,6 +51,7 @@ class Keys:
         self.accounts: dict[tuple[str, str], int] = {}
         self.terms: dict[Terms, int] = {}
         self.by_key: dict[int, Terms] = {}
+        self.stems = Stems()
 
     def forget(self) -> None:
         """Forget them: some may stand for rows that never came to be."""
@@ -77,7 +79,14 @@ class Rows:
         return self._connection.execute(_GET_ENTRIES + where, tuple(values)).fetchall()
 
     def row(
-        self, account: int, decision: Decision, window: int | None, *, now: datetime, durability: Durability
+        self,
+        account: int,
+        decision: Decision,
+        window: int | None,
+        *,
+        now: datetime,
+        durability: Durability,
+        linked: str,
     ) -> tuple[Any, ...]:
         """A decision as a row of the ledger, in the order of `_ADD_ENTRY`."""
         request = decision.request
@@ -104,6 +113,7 @@ class Rows:
             None if decision.hold is None else encode(hold_line(decision.hold)).decode(),
             None if decision.correction is None else encode(correction_line(decision.correction)).decode(),
             None if decision.correction is None else decision.correction.of,
+            linked,
         )
 
     def entry(self, row: tuple[Any, ...]) -> Entry:
@@ -117,7 +127,7 @@ class Rows:
         (
             entry, name, request_id, terms, model, project, input_tokens, output_tokens, cached_tokens,
             kind, tools, at, reason, free_tokens, used, total, start, end, seq, decided_at, durability,
-            hold, correction, corrects,
+            hold, correction, corrects, linked,
         ) = row  # fmt: skip
         request = Request(
             id=request_id,
@@ -145,7 +155,7 @@ class Rows:
             hold=None if hold is None else hold_of(decode(hold)),
             correction=None if correction is None else correction_of(decode(correction), of=corrects),
         )
-        return Entry(entry, from_micros(decided_at), decision)
+        return Entry(entry, from_micros(decided_at), decision, link=linked)
 
     def _terms_key(self, terms: Terms) -> int:
         known = self._keys.terms

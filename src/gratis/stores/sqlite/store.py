@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gratis.model import Change, Enrollment, Entry, Hold
     from gratis.offer import Revision
     from gratis.rule import Charge, Tally
-    from gratis.stores import Cursor, Receipt
+    from gratis.stores import Cursor, Links, Receipt
 
 WAIT_S = 60.0
 PAGE = 1_000
@@ -166,6 +166,11 @@ class SQLiteStore:
         """All of an account's tallies at one moment, with its shard and the last entry there at that moment."""
         with self._reading() as work:
             return 0, work.last_entry(), work.tallies(offer, account, None)
+
+    def links(self, offer: str, account: str) -> tuple[int, int, Links]:
+        """The last link of each of an account's windows, with its shard and the last entry there at that moment."""
+        with self._reading() as work:
+            return 0, work.last_entry(), work.links(offer, account)
 
     def entries(self, *, after: Cursor = 0, upto: Cursor | None = None) -> Iterator[Entry]:
         """The ledger from behind an entry on, in order; each page is one short read, so that nobody waits."""

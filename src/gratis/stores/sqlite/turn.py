@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from gratis.chain import UNCHAINED, link
 from gratis.enrollment import change
 from gratis.errors import GratisError, UnreadableEntry
 from gratis.lines import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from gratis.model import Enrollment, Hold, Terms
     from gratis.offer import Revision
     from gratis.rule import Charge
-    from gratis.stores import Bounds
+    from gratis.stores import Bounds, Links
     from gratis.stores.sqlite.rows import Keys
 
 _DECIDED, _TOO_LATE = Status.DECIDED, Reason.TOO_LATE
@@ -54,22 +55,32 @@ _TallyKey = tuple[int, str | None, str, datetime | None]
 
 _FIND_ACCOUNT = "SELECT account FROM accounts WHERE offer = ? AND name = ?"
 _GET_VERSION = (
-    "SELECT version, EXISTS (SELECT 1 FROM holds h WHERE h.account = a.account) FROM accounts a WHERE account = ?"
+    "SELECT version, a.link, EXISTS (SELECT 1 FROM holds h WHERE h.account = a.account) FROM accounts a"
+    " WHERE account = ?"
 )
 _FIND_ID = (
-    "SELECT a.version, EXISTS (SELECT 1 FROM holds h WHERE h.account = a.account), l.entry"
+    "SELECT a.version, a.link, EXISTS (SELECT 1 FROM holds h WHERE h.account = a.account), l.entry"
     " FROM accounts a LEFT JOIN ledger l ON l.account = a.account AND l.id = ? WHERE a.account = ?"
 )
 _FIND_IDS = "SELECT l.id, l.entry FROM json_each(?) asked CROSS JOIN ledger l ON l.account = ? AND l.id = asked.value"
 _FIND_CALENDAR = (
-    'SELECT window, start, end, used, seq FROM windows WHERE account = ? AND "group" = ? AND kind = ? AND start = ?'
+    "SELECT window, start, end, used, seq, link FROM windows"
+    ' WHERE account = ? AND "group" = ? AND kind = ? AND start = ?'
 )
 _FIND_ROLLING = (
-    'SELECT window, start, end, used, seq FROM windows WHERE account = ? AND "group" = ? AND kind = ?'
+    'SELECT window, start, end, used, seq, link FROM windows WHERE account = ? AND "group" = ? AND kind = ?'
     " ORDER BY start DESC LIMIT 1"
 )
-_ADD_WINDOW = 'INSERT INTO windows (account, "group", kind, start, end, used, seq) VALUES (?, ?, ?, ?, ?, ?, ?)'
-_SET_WINDOW = 'UPDATE windows SET "end" = ?, used = ?, seq = ? WHERE window = ?'
+_ADD_WINDOW = (
+    'INSERT INTO windows (account, "group", kind, start, end, used, seq, link) VALUES (?, ?, ?, ?, ?, ?, ?, ?)'
+)
+_SET_WINDOW = 'UPDATE windows SET "end" = ?, used = ?, seq = ?, link = ? WHERE window = ?'
+_SET_OUTSIDE = "UPDATE accounts SET link = ? WHERE account = ?"
+_GET_LINKS = (
+    'SELECT w."group", w.kind, w.start, w.link FROM windows w JOIN accounts a ON a.account = w.account'
+    " WHERE a.offer = ? AND a.name = ? UNION ALL"
+    " SELECT NULL, NULL, NULL, link FROM accounts WHERE offer = ? AND name = ?"
+)
 _ADD_CHANGE = "INSERT INTO enrollments VALUES (?, ?, ?, ?, ?)"
 _GET_CHANGES = "SELECT version, at, actor, enrollment FROM enrollments WHERE account = ? ORDER BY version"
 _GET_TALLIES = (
@@ -91,6 +102,9 @@ class Work:
         self._bounds = bounds
         self._tallies: dict[_TallyKey, tuple[int, Tally]] = {}
         self._changed: dict[int, Tally] = {}
+        self._links: dict[int, str] = {}  # of each window its last one
+        self._outside: dict[int, str] = {}  # and of each account outside any window
+        self._left: set[int] = set()  # accounts of which that changed
         self._known: dict[int, tuple[int, dict[str, int]]] = {}
         self._holding: set[int] = set()  # accounts that have holds
         self._stopped: set[tuple[str, str]] = set()  # those of which a charge is to be dealt with first
@@ -111,7 +125,10 @@ class Work:
         receipts = [self._apply_next(charge, dry=dry) for charge in charges]
         self._rows.add(self._written)
         for window, tally in self._changed.items():
-            self._connection.execute(_SET_WINDOW, (micros(tally.window.end), tally.used, tally.seq, window))
+            row = (micros(tally.window.end), tally.used, tally.seq, self._links[window], window)
+            self._connection.execute(_SET_WINDOW, row)
+        for account in self._left:
+            self._connection.execute(_SET_OUTSIDE, (self._outside[account], account))
         return receipts
 
     def _apply_next(self, charge: Charge, *, dry: bool) -> Receipt:
@@ -179,16 +196,22 @@ class Work:
     ) -> None:
         """Enter a decision with its tally, and end the hold that it settles."""
         key, window, tally = place
+        is_new = window is None or tally is None or after is None or tally.window.start != after.window.start
+        before = self._outside.get(account, UNCHAINED) if after is None else UNCHAINED
+        if window is not None and not is_new:
+            before = self._links[window]
+        linked = link(before, self._keys.stems.of(decision), decision, self._now)
         if after is None:
-            window = None
-        elif window is None or tally is None or tally.window.start != after.window.start:
-            window = self._add_window(account, decision.terms, after)
-            self._tallies[key] = (window, after)
+            window, self._outside[account] = None, linked
+            self._left.add(account)
+        elif window is None or is_new:
+            window = self._add_window(account, decision.terms, after, linked)
         else:
             self._changed[window] = after
-            self._tallies[key] = (window, after)
+        if window is not None and after is not None:
+            self._tallies[key], self._links[window] = (window, after), linked
         self._decided[account, decision.request.id] = decision
-        row = self._rows.row(account, decision, window, now=self._now, durability=self._durability)
+        row = self._rows.row(account, decision, window, now=self._now, durability=self._durability, linked=linked)
         self._written.append(row)
         if decision.hold is not None:
             self._holds.drop(account, decision.id)
@@ -205,14 +228,15 @@ class Work:
             if account is None:
                 continue
             if len(ids) == 1:
-                version, has_holds, entry = self._connection.execute(_FIND_ID, (ids[0], account)).fetchone()
+                version, outside, has_holds, entry = self._connection.execute(_FIND_ID, (ids[0], account)).fetchone()
                 self._known[account] = (version, {} if entry is None else {ids[0]: entry})
             else:
-                version, has_holds = self._connection.execute(_GET_VERSION, (account,)).fetchone()
+                version, outside, has_holds = self._connection.execute(_GET_VERSION, (account,)).fetchone()
                 rows = self._connection.execute(_FIND_IDS, (encode(ids).decode(), account))
                 self._known[account] = (version, dict(rows.fetchall()))
             if has_holds:
                 self._holding.add(account)
+            self._outside.setdefault(account, outside or UNCHAINED)
 
     def _found(self, account: int | None, request_id: str) -> tuple[int, Decision | None]:
         """The version of the account's enrollment, and the decision that this id has already."""
@@ -279,6 +303,15 @@ class Work:
             for group, kind, start, end, used, seq in rows
         ]
 
+    def links(self, offer: str, name: str) -> Links:
+        """The last link of each of an account's windows, and of what is outside any."""
+        rows = self._connection.execute(_GET_LINKS, (offer, name, offer, name))
+        return {
+            None if group is None else (group, kind, from_micros(start)): linked
+            for group, kind, start, linked in rows
+            if linked is not None
+        }
+
     def entries(self, *, after: int, upto: int, most: int) -> Iterator[Entry]:
         """So many entries of the ledger, from behind one on."""
         where = "l.entry > ? AND l.entry <= ? ORDER BY l.entry LIMIT ?"
@@ -344,14 +377,15 @@ class Work:
                 row = self._connection.execute(_FIND_CALENDAR, (*place, micros(start))).fetchone()
             if row is None:
                 return None, None
-            window, start, end, used, seq = row
+            window, start, end, used, seq, linked = row
+            self._links.setdefault(window, linked or UNCHAINED)
             tally = Tally(Window(from_micros(start), from_micros(end)), used, seq)
             self._tallies[key] = (window, self._changed.get(window, tally))
         return self._tallies[key]
 
-    def _add_window(self, account: int, terms: Terms, tally: Tally) -> int:
+    def _add_window(self, account: int, terms: Terms, tally: Tally, linked: str) -> int:
         start, end = micros(tally.window.start), micros(tally.window.end)
-        row = (account, terms.group, terms.window, start, end, tally.used, tally.seq)
+        row = (account, terms.group, terms.window, start, end, tally.used, tally.seq, linked)
         key = self._connection.execute(_ADD_WINDOW, row).lastrowid
         assert key is not None, "an insert has a row id"
         return key
