@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from base64 import b64decode
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,21 +15,21 @@ from hypothesis import given, settings, strategies as st
 
 from gratis import Meter, Request
 from gratis.audit.windows import Said, Windows
-from gratis.chain import UNCHAINED, Stems, link
+from gratis.chain import Stems, link
 from gratis.lines import encode, entry_line, entry_of
 from gratis.model import Window
 from gratis.rule import Tally
 from gratis.stores.memory import MemoryStore
 from gratis.stores.sqlite import SQLiteStore
 from gratis.testing import drive
+from gratis.testing.compare import chained, ledger
 
 from .servers import Server
 from .test_audit import ENROLLED, LARGE, NOON, OFFER, PLANTED, TABLE, audit_of, consistent, edit, file_of, places
-from .test_cli import gratis
+from .test_cli import Answer, gratis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from gratis.stores import Store
 
@@ -197,22 +199,6 @@ def _chain(line: dict[str, Any]) -> tuple[Any, ...]:
 # --- Stores ---------------------------------------------------------------------------------------
 
 
-def verify(store: Store) -> int:
-    """Every link follows from what the store says, and the ends are those that it names."""
-    ends: dict[tuple[str, str], dict[Any, str]] = {}
-    stems, count = Stems(), 0
-    for entry in store.entries():
-        decision, window = entry.decision, entry.decision.window
-        place = None if window is None else (decision.group, decision.terms.window, window.start)
-        own = ends.setdefault((decision.offer, decision.account), {})
-        own[place] = link(own.get(place, UNCHAINED), stems.of(decision), decision, entry.decided_at)
-        assert entry.link == own[place]
-        count += 1
-    for account in store.accounts():
-        assert store.links(*account)[2] == ends.get(account, {})
-    return count
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_every_store_chains_what_it_decides(seed: int, tmp_path: Path) -> None:
     """Random programs leave, in each store, ledgers whose every link follows: holds, corrections and all."""
@@ -224,7 +210,10 @@ def test_every_store_chains_what_it_decides(seed: int, tmp_path: Path) -> None:
         for opened in kinds:
             drive(opened, seed=seed, steps=500)
             with closing(opened()) as store:
-                assert verify(store) > 200
+                entries, _ = ledger(store)
+                ends = {key: chained(entries.get(key, [])) for key in store.accounts()}
+                assert ends == {key: store.links(*key)[2] for key in store.accounts()}
+                assert sum(map(len, entries.values())) > 200
 
 
 def _redis(url: str, **named: Any) -> Store:
@@ -362,3 +351,36 @@ def test_windows_are_remembered_however_few_are_held(made: list[tuple[Any, Any, 
                 assert windows.get(account, kind, start) == said
             assert windows.get(account, kind, NOON - HOUR) is None
     windows.close()
+
+
+def _restored(server: Server) -> None:
+    """What a release without links left on a server: daily and rolling windows, and a correction."""
+    kept = json.loads((Path(__file__).parent / "stores" / "redis_before_links.json").read_bytes())
+    for key, value in kept.items():
+        if isinstance(value, dict):
+            fields = [b64decode(part) for pair in value.items() for part in pair]
+            server.ask("HSET", b64decode(key), *fields)
+        else:
+            for row in value:
+                if isinstance(row, str):
+                    server.ask("ZADD", b64decode(key), 0, b64decode(row))
+                else:
+                    server.ask("XADD", b64decode(key), b64decode(row[0]), *map(b64decode, row[1]))
+
+
+def test_a_server_that_goes_on_from_before_there_were_links_is_chained_from_then_on() -> None:
+    """Its old decisions are read, repeated and corrected as before, and every new one has its link."""
+    rolls = datetime(2025, 3, 3, 12, tzinfo=UTC)
+    with Server() as server:
+        _restored(server)
+        assert gratis("audit", "--store", server.url) == Answer(0, "", "gratis: 14 entries, 0 findings\n")
+        with Meter.open(server.url, offer=OFFER, bounds=None, clock=lambda: NOON) as meter:
+            again = meter.decide(Request(id="d1", model=LARGE, at=NOON, input_tokens=300_000, output_tokens=0))
+            assert (again.replayed, again.used) == (True, 600_000)
+            for at in (NOON, rolls, rolls + timedelta(days=1)):
+                for number, model in enumerate((LARGE, "unknown")):
+                    meter.decide(Request(id=f"{at} {number}", model=model, at=at, input_tokens=1, output_tokens=0))
+            meter.void("d1", actor="ann", why="sent twice")
+            links = [entry.link is not None for entry in meter.ledger()]
+        assert links == [False] * 14 + [True] * 7
+        assert gratis("audit", "--store", server.url) == Answer(0, "", "gratis: 21 entries, 0 findings\n")

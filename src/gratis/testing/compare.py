@@ -9,10 +9,11 @@ from msgspec.structs import replace
 
 from gratis.audit.replay import Replay
 from gratis.book import Explanation
+from gratis.chain import UNCHAINED, Stems, link
 from gratis.errors import Conflict, EnrollmentError, RequestError
 from gratis.model import Change, Decision, Durability, Enrollment, Entry, Hold, Remedy, Request, Unit
 from gratis.rule import Tally, free_part, is_free, used_after
-from gratis.stores import behind
+from gratis.stores import Linked, behind
 from gratis.testing.scene import ENROLLED
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from gratis.meter import Meter
     from gratis.offer import Offer
-    from gratis.stores import Cursor, Store
+    from gratis.stores import Cursor, Links, Store
 
 SHOWN_MAX = 4_000
 E = TypeVar("E", bound=Exception)
@@ -192,13 +193,28 @@ def rows_of(found: Mapping[WindowKey, Tally]) -> list[tuple[str, str, Tally]]:
 
 
 def follows(store: Store, offers: Sequence[str]) -> None:
-    """A store's tallies are what follows from its ledger, and its ledger what the rule gives."""
+    """A store's tallies are what follows from its ledger, its ledger what the rule gives, and each link its entry's."""
     with store.frozen():
         everything = kept(store)
+        if isinstance(store, Linked):
+            for key, (_, _, entries) in everything.items():
+                same(store.links(*key)[2], chained(entries), f"the last links of {key}")
     for (offer, account), (found, _, entries) in everything.items():
         if offer in offers:
             expected = rows_of(fold(entry.decision for entry in entries))
             same(found, expected, f"tallies of {account!r}")
+
+
+def chained(entries: Iterable[Entry]) -> Links:
+    """Where the chains of an account's entries end; each link must be what its entry gives."""
+    ends: Links = {}
+    stems = Stems()
+    for entry in entries:
+        decision, window = entry.decision, entry.decision.window
+        place = None if window is None else (decision.terms.group or "", decision.terms.window, window.start)
+        ends[place] = link(ends.get(place, UNCHAINED), stems.of(decision), decision, entry.decided_at)
+        same(entry.link, ends[place], f"the link of entry {entry.entry}")
+    return ends
 
 
 def _shown(value: object) -> str:
