@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -42,6 +43,7 @@ from gratis.model import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+TERMS_CACHED_MAX = 1_000
 LINE_BYTES_MAX = 1 << 20
 ENTRY_BYTES_MAX = 4 << 20  # a line of the ledger carries its enrollment, of whatever size that may be
 REQUEST_FIELDS = (
@@ -77,6 +79,7 @@ DECISION_FIELDS = (
     "at",
     "replayed",
 )
+ENTRY_FIELDS = ("entry", "shard", "enrollment", "durability", "decided_at", "terms", "link", "hold", "correction")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", flags=re.ASCII)
 _LINK = re.compile(r"[0-9a-f]{24}", flags=re.ASCII)
 _MICROSECONDS = 7  # a point and six digits
@@ -219,7 +222,7 @@ def entry_of(line: object) -> Entry:
             request = replace(request, id=correction_id(corrects.of, corrects.number))
         decision = Decision(
             request=request,
-            terms=terms_of(line["terms"], enrollment=line["enrollment"]),
+            terms=_terms_of_text(encode((line["terms"], line["enrollment"]))),
             reason=Reason(line["reason"]),
             free_tokens=_number(line, "free_tokens"),
             used=_number(line, "used"),
@@ -458,6 +461,13 @@ def terms_of(line: object, *, enrollment: Mapping[str, Any] | None) -> Terms:
     )
 
 
+@lru_cache(maxsize=TERMS_CACHED_MAX)
+def _terms_of_text(text: bytes) -> Terms:
+    """Terms and enrollment from their JSON: thousands of entries say the same."""
+    terms, enrollment = decode(text)
+    return terms_of(terms, enrollment=enrollment)
+
+
 def _tool_kinds(tools: object) -> tuple[str, ...]:
     """Tools as kinds, or as the objects that requests carry: their type is the kind."""
     if type(tools) is not list:
@@ -507,4 +517,4 @@ _TERMS_TYPES: dict[str, tuple[type, ...]] = {
     "overage": (str,),
     "window": (str,),
 }
-_KNOWN = frozenset(REQUEST_FIELDS) | frozenset(DECISION_FIELDS)
+_KNOWN = frozenset(REQUEST_FIELDS) | frozenset(DECISION_FIELDS) | frozenset(ENTRY_FIELDS)

@@ -18,8 +18,8 @@ from gratis.audit.seen import Seen
 from gratis.audit.windows import Said, Windows
 from gratis.book import Cases, corrects
 from gratis.chain import UNCHAINED, Stems, link
-from gratis.lines import correction_line, decision_line
-from gratis.model import Correction, Reason, Remedy, correction_id
+from gratis.lines import correction_line, decision_fields, decision_line
+from gratis.model import Correction, Reason, Remedy, correction_id, stamp
 from gratis.rule import Tally, decide
 
 if TYPE_CHECKING:
@@ -330,10 +330,12 @@ def _wrong_correction(entry: Entry, charge: Charge, first: Decision | None) -> I
 
 def _misprints(printed: Printed) -> Iterator[Finding]:
     """Fields of a line that do not follow from its others."""
-    for field, expected in decision_line(printed.entry.decision).items():
-        found = printed.line.get(field, "nothing")
-        if field in TIMES and isinstance(found, str) and expected is not None:
-            continue  # the same instant may be written in more than one way, and was read
+    for field, value in decision_fields(printed.entry.decision).items():
+        found, expected = printed.line.get(field, "nothing"), value
+        if field in TIMES and value is not None:
+            if isinstance(found, str):
+                continue  # the same instant may be written in more than one way, and was read
+            expected = stamp(value)
         if found != expected or (type(found) is not type(expected) and not isinstance(expected, str)):
             kind = MISPRINTS.get(field, FindingKind.WRONG_TOTALS)
             yield finding(kind, printed.entry, field, found, expected)
@@ -341,6 +343,8 @@ def _misprints(printed: Printed) -> Iterator[Finding]:
 
 def _differences(entry: Entry, expected: Decision) -> Iterator[Finding]:
     found = entry.decision
+    if found == expected:
+        return
     if found.is_free is not expected.is_free:
         kind = FindingKind.WRONGLY_FREE if found.is_free else FindingKind.NEEDLESS_BILLING
         yield finding(kind, entry, "verdict", found.verdict, expected.verdict)
