@@ -1,4 +1,4 @@
-"""`python -m benchmarks [decide] [replay] [holds] [redis] [--out FILE]`: print the tables, and write them, too."""
+"""`python -m benchmarks [decide] [replay] [columns] [audit] [holds] [redis] [--out FILE]`: print the tables, or write them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import decide, holds, on_redis, replay
+from benchmarks import audit, columns, decide, holds, on_redis, replay
 from benchmarks.harness import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PARTS = ("decide", "replay", "holds", "redis")
+PARTS = ("decide", "replay", "columns", "audit", "holds", "redis")
 
 
 def main() -> None:
@@ -22,8 +22,9 @@ def main() -> None:
     parser.add_argument("part", nargs="*", choices=[[], *PARTS], help="which to run (default: all)")
     parser.add_argument("--out", "--write", type=Path, metavar="FILE", help="write the tables to this file, too")
     parser.add_argument(
-        "--quick", action="store_true", help="redis: fewer rounds, and 100,000 where it would be 1,000,000"
+        "--quick", action="store_true", help="redis: fewer rounds, and 100,000 where it would be 1,000,000; columns: 1M"
     )
+    parser.add_argument("--rows", type=int, metavar="N", help="columns: so many rows (default: 10,000,000)")
     parser.add_argument(
         "--server", type=Path, metavar="PATH", help="redis: the server's program (default: one is found)"
     )
@@ -31,6 +32,8 @@ def main() -> None:
     runs: dict[str, Callable[[], Iterator[str]]] = {
         "decide": decide.run,
         "replay": replay.run,
+        "audit": audit.run,
+        "columns": partial(columns.run, is_quick=arguments.quick, rows=arguments.rows),
         "holds": partial(holds.run, program=arguments.server),
         "redis": partial(on_redis.run, program=arguments.server, is_quick=arguments.quick),
     }

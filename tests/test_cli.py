@@ -41,7 +41,7 @@ PATIENCE_S = 60  # a program that does not answer at all fails its test instead 
 BOLD, GREEN, RED = "1", "32", "31"
 COMMANDS = (
     *("demo", "decide", "replay", "standing", "explain", "hold", "settle", "release", "holds", "correct", "enroll"),
-    *("offers", "ledger", "audit"),
+    *("offers", "ledger", "audit", "readings", "reconcile"),
 )
 PARTS = ("list", "show", "check", "diff")
 FIELDS = [
@@ -479,7 +479,8 @@ def test_a_file_and_a_dash_are_read_alike(tmp_path: Path) -> None:
         (("decide", "--store", "nowhere"), "gratis: store 'nowhere': unknown kind ''; expected memory:"),
         (("decide", "--store", "sqlite:////nowhere/x.db"), "gratis: /nowhere/x.db: there is no folder '/nowhere'"),
         (("audit", "nowhere.jsonl"), "gratis: nowhere.jsonl: No such file or directory"),
-        (("audit", "x.jsonl", "--store", "memory:"), "gratis: audit: found FILE and --store; expected one of them"),
+        (("audit", "x.jsonl", "--store", "memory:"), "gratis: x.jsonl: No such file or directory"),
+        (("audit", "x.jsonl", "--html", "."), "gratis: --html: found the folder '.'; expected the name of a file"),
         (("enroll", "--store", "memory:"), "gratis: tier: missing; expected --tier N"),
         (("explain", "--store", "memory:", "--model", "m", "--tokens", "-1"), "gratis: "),
         (("offers", "show", "nowhere"), "gratis: nowhere: offer: no such offer"),

@@ -7,15 +7,29 @@ import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from gratis.cli import accounts, decisions, demo, holding, ledgers, offering
+from gratis.audit.readings import WINDOWS
+from gratis.cli import (
+    accounts,
+    auditing,
+    decisions,
+    demo,
+    holding,
+    ledgers,
+    offering,
+    properties,
+    reading,
+    reconciling,
+    replaying,
+)
 from gratis.errors import RequestError
 from gratis.lines import instant
 from gratis.model import TIER_MAX, Counts, Expiry, Kind, Overage, Sharing
 from gratis.offers import DEFAULT_OFFER
+from gratis.prices import DEFAULT_PRICES
 from gratis.stores.urls import DEFAULT_URL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     from gratis.stores import Cursor
@@ -36,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     _demo(commands)
     _decide(commands)
     _replay(commands)
+    _readings(commands)
     _standing(commands)
     _explain(commands)
     _hold(commands)
@@ -46,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _offers(commands)
     _ledger(commands)
     _audit(commands)
+    _reconcile(commands)
     return top
 
 
@@ -81,8 +97,24 @@ def _decide(commands: Commands) -> None:
 
 
 def _replay(commands: Commands) -> None:
-    command = _command(commands, "replay", decisions.replay, "judge a log in order under any reading; keeps nothing")
-    _file(command, "requests, one JSON object a line")
+    command = _command(commands, "replay", replaying.replay, "judge a log in order under any reading; keeps nothing")
+    _file(command, "requests: JSON lines, CSV, Parquet or a folder of Parquet files")
+    command.add_argument(
+        "--from",
+        dest="form",
+        choices=["json", "csv", "parquet"],
+        help="what they are written in (default: by the name)",
+    )
+    command.add_argument(
+        "--out", metavar="FILE", help="write the decisions to this file: .jsonl, .csv or .parquet (default: stdout)"
+    )
+    command.add_argument(
+        "--totals", action="store_true", help="print only requests and tokens, by UTC day, group and reason"
+    )
+    command.add_argument(
+        "--trust-ids", action="store_true", help="Parquet: judge each row, without a look for ids that come again"
+    )
+    command.add_argument("--zone", metavar="ZONE", help="Parquet: the zone of times that name none, such as UTC")
     _responses(command)
     _offer(command)
     _assumed(command)
@@ -95,6 +127,36 @@ def _replay(commands: Commands) -> None:
     command.add_argument(
         "--overage", choices=[*map(str, Overage)], help="what is billed, instead of the offer's reading"
     )
+    _format(command)
+
+
+def _readings(commands: Commands) -> None:
+    command = _command(
+        commands, "readings", reading.readings, "judge a log under several readings, and show where they part"
+    )
+    _file(command, "requests, one JSON object a line")
+    _offer(command)
+    _assumed(command)
+    command.add_argument(
+        "--enrollments", metavar="FILE", help="histories of enrollments, as `gratis enroll --history` prints them"
+    )
+    command.add_argument("--counts", type=_list_of(Counts), metavar="free,all", help="what adds to used")
+    command.add_argument("--overage", type=_list_of(Overage), metavar="whole,excess", help="what is billed")
+    command.add_argument("--tiers", type=_tiers, metavar="N,N", help="every account at this usage tier")
+    command.add_argument("--windows", type=_list_of(WINDOWS), metavar="daily,rolling", help="in which windows")
+    command.add_argument(
+        "--revisions", type=_names, metavar="DATE,DATE|all", help="each as if it had been in force always"
+    )
+    command.add_argument(
+        "--models", action="store_true", help="what models joining and leaving the lists changed, by this log"
+    )
+    command.add_argument(
+        "--with", dest="joins", type=_join, action="append", default=[], metavar="MODEL=GROUP", help="what if it joined"
+    )
+    command.add_argument(
+        "--without", dest="leaves", action="append", default=[], metavar="MODEL", help="what if it left its list"
+    )
+    command.add_argument("--html", metavar="FILE", help="write a report for people: one page, complete in itself")
     _format(command)
 
 
@@ -252,7 +314,7 @@ def _ledger(commands: Commands) -> None:
 
 
 def _audit(commands: Commands) -> None:
-    command = _command(commands, "audit", ledgers.audit, "replay a ledger, or a store's, through the rule")
+    command = _command(commands, "audit", auditing.audit, "replay a ledger, or a store's, through the rule")
     command.add_argument("file", nargs="?", metavar="FILE", help="a ledger as `gratis ledger` prints it; - for stdin")
     command.add_argument(
         "--store",
@@ -265,6 +327,34 @@ def _audit(commands: Commands) -> None:
         metavar="HISTORY",
         help="with FILE: histories of enrollments, as `gratis enroll --history` prints them",
     )
+    command.add_argument("--html", metavar="PAGE", help="write a report for people: one page, complete in itself")
+    properties.options(command)
+    _format(command)
+
+
+def _reconcile(commands: Commands) -> None:
+    command = _command(
+        commands, "reconcile", reconciling.reconcile, "compare the provider's reports with what was decided"
+    )
+    command.add_argument("report", nargs="*", metavar="REPORT", help="pages of the Usage or Costs API, or an export")
+    command.add_argument("--ledger", metavar="FILE", help="decisions, as `gratis ledger` prints them")
+    command.add_argument("--store", metavar="URL", help="the decisions in this store's ledger")
+    command.add_argument("--log", metavar="FILE", help="requests, one JSON object a line, judged as `replay` does")
+    _offer(command)
+    _assumed(command)
+    command.add_argument(
+        "--enrollments", metavar="FILE", help="histories of enrollments, as `gratis enroll --history` prints them"
+    )
+    command.add_argument("--counts", choices=[*map(str, Counts)], help="how a log is judged, instead of as the offer")
+    command.add_argument("--overage", choices=[*map(str, Overage)], help="as above")
+    command.add_argument("--account", help="only decisions of this account: a report is about one organization")
+    command.add_argument("--since", type=_day, metavar="DATE", help="only from this day on")
+    command.add_argument("--until", type=_day, metavar="DATE", help="only days before this one")
+    command.add_argument("--prices", default=DEFAULT_PRICES, metavar="NAME|FILE", help="list prices (default: openai)")
+    command.add_argument(
+        "--fetch", action="store_true", help="ask the provider for its reports, with $OPENAI_ADMIN_KEY"
+    )
+    command.add_argument("--save", metavar="FOLDER", help="with --fetch: keep the reports as files")
     _format(command)
 
 
@@ -346,6 +436,37 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number")
     return int(text)
+
+
+def _list_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """A parser of some of these words, by commas."""
+    words = {str(word): word for word in known}
+
+    def parse(text: str) -> list[str]:
+        found = _names(text)
+        if any(word not in words for word in found):
+            raise argparse.ArgumentTypeError(f"found {text!r}; expected some of {','.join(words)}")
+        return [words[word] for word in found]
+
+    return parse
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(text.split(",")))
+
+
+def _tiers(text: str) -> list[int]:
+    tiers = [_count(tier) for tier in _names(text)]
+    if max(tiers) > TIER_MAX:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected tiers from 0 to {TIER_MAX}")
+    return tiers
+
+
+def _join(text: str) -> tuple[str, str]:
+    model, _, group = text.rpartition("=")
+    if not model or not group:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected MODEL=GROUP")
+    return model, group
 
 
 def _cursor(text: str) -> Cursor:

@@ -1,29 +1,31 @@
-"""`gratis decide` and `gratis replay`: requests in, decisions out."""
+"""`gratis decide`: requests in, decisions out, and how any command judges a stream of them."""
 
 from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from gratis import usage
-from gratis.audit.replay import Replay
 from gratis.cli.screen import Listing, is_table, safe
 from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
 from gratis.errors import EnrollmentError, GratisError, RequestError
 from gratis.lines import ENTRY_BYTES_MAX, LINE_BYTES_MAX, change_of, request_of
 from gratis.meter import Meter
 from gratis.model import Decision, Enrollment, Sharing
-from gratis.offers import load
 from gratis.stores import Bounds
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from gratis.model import Change, Request
     from gratis.thresholds import Threshold
+
+    Judge = Callable[[Sequence[Request]], list["Answer"]]
+    Read = tuple[int, Request | RequestError]
+    Show = Callable[[Sequence[Decision]], None]
 
 BAD_INPUT = 2
 SENTENCE_MAX = 1_000
@@ -57,19 +59,6 @@ def _say(threshold: Threshold) -> None:
     print(f"gratis: {safe(threshold.sentence, SENTENCE_MAX)}", file=sys.stderr)
 
 
-def replay(arguments: argparse.Namespace) -> int:
-    """Judge a log in order; keeps nothing."""
-    if arguments.tier is None and arguments.enrollments is None:
-        raise GratisError("replay: expected --tier N, or --enrollments FILE: who takes part, and at which tier?")
-    offer = load(arguments.offer).reading(counts=arguments.counts, overage=arguments.overage)
-    changes = {} if arguments.enrollments is None else _histories(arguments.enrollments, offer.name)
-    judge = Replay(offer, assume=assumed(arguments), changes=changes)
-    try:
-        return _judge(arguments, judge.decide_many)
-    finally:
-        judge.close()
-
-
 def assumed(arguments: argparse.Namespace) -> Enrollment | None:
     """The enrollment that --tier, --sharing and --shared-project say accounts have."""
     if arguments.tier is None:
@@ -81,37 +70,54 @@ def assumed(arguments: argparse.Namespace) -> Enrollment | None:
     return Enrollment(tier=arguments.tier, sharing=sharing, projects=projects)
 
 
-def _judge(arguments: argparse.Namespace, judge: Callable[[Sequence[Request]], list[Answer]]) -> int:
-    """Judge a stream of requests in its order; a bad line is reported and the others go on."""
-    complain, progress = Complaints(arguments.file), Progress("requests")
-    read = partial(_of_response, arguments) if arguments.responses else request_of
+def _judge(arguments: argparse.Namespace, judge: Judge) -> int:
+    """Judge a stream of lines, and print the decisions."""
     show = Listing(COLUMNS).decisions if is_table(arguments.format) else Output().decisions
-    line_max = RESPONSE_BYTES_MAX if arguments.responses else LINE_BYTES_MAX
     with reading(arguments.file) as file:
-        for batch in batches(file, line_max=line_max):
-            numbers: list[int] = []
-            requests: list[Request] = []
-            errors: list[tuple[int, RequestError]] = []
-            for number, line in batch:
-                try:
-                    requests.append(read(parsed(line, line_max=line_max)))
-                    numbers.append(number)
-                except RequestError as error:
-                    if line.strip():
-                        errors.append((number, error))
-            decisions = []
-            for number, answer in zip(numbers, judge(requests), strict=True):
-                if isinstance(answer, RequestError):
-                    errors.append((number, answer))
-                else:
-                    decisions.append(answer)
-            progress.end()
-            show(decisions)
-            for number, reason in sorted(errors, key=_by_number):
-                complain(number, reason)
-            progress.add(len(batch))
+        return judged(requests_in(arguments, file), judge, show, Complaints(arguments.file))
+
+
+def judged(source: Iterable[list[Read]], judge: Judge, show: Show, complain: Complaints) -> int:
+    """Judge a stream of requests in its order; a bad line is reported and the others go on."""
+    progress = Progress("requests")
+    for batch in source:
+        numbers: list[int] = []
+        requests: list[Request] = []
+        errors: list[tuple[int, RequestError]] = []
+        for number, request in batch:
+            if isinstance(request, RequestError):
+                errors.append((number, request))
+            else:
+                numbers.append(number)
+                requests.append(request)
+        decisions = []
+        for number, answer in zip(numbers, judge(requests), strict=True):
+            if isinstance(answer, RequestError):
+                errors.append((number, answer))
+            else:
+                decisions.append(answer)
+        progress.end()
+        show(decisions)
+        for number, reason in sorted(errors, key=_by_number):
+            complain(number, reason)
+        progress.add(len(batch))
     progress.end()
     return BAD_INPUT if complain.count else 0
+
+
+def requests_in(arguments: argparse.Namespace, file: BinaryIO) -> Iterator[list[Read]]:
+    """The requests of JSON lines with their numbers; what is wrong with a line stands in its place."""
+    read = partial(_of_response, arguments) if arguments.responses else request_of
+    line_max = RESPONSE_BYTES_MAX if arguments.responses else LINE_BYTES_MAX
+    for batch in batches(file, line_max=line_max):
+        found: list[Read] = []
+        for number, line in batch:
+            try:
+                found.append((number, read(parsed(line, line_max=line_max))))
+            except RequestError as error:
+                if line.strip():
+                    found.append((number, error))
+        yield found
 
 
 def _of_response(arguments: argparse.Namespace, line: object) -> Request:
@@ -136,9 +142,9 @@ def _by_number(error: tuple[int, RequestError]) -> int:
     return error[0]
 
 
-def _histories(name: str, offer: str) -> dict[str, list[Change]]:
+def histories(name: str, offer: str) -> dict[str, list[Change]]:
     """The history of each account's enrollment in an offer, from a file of changes."""
-    histories: dict[str, list[Change]] = {}
+    found: dict[str, list[Change]] = {}
     with reading(name) as file:
         for batch in batches(file, line_max=ENTRY_BYTES_MAX):
             for number, line in batch:
@@ -149,10 +155,10 @@ def _histories(name: str, offer: str) -> dict[str, list[Change]]:
                 except (EnrollmentError, RequestError) as error:
                     raise GratisError(f"{name}: line {number}: {error}") from None
                 if its_offer == offer:
-                    histories.setdefault(account, []).append(change)
-    for history in histories.values():
+                    found.setdefault(account, []).append(change)
+    for history in found.values():
         history.sort(key=_by_version)
-    return histories
+    return found
 
 
 def _by_version(change: Change) -> int:

@@ -1,38 +1,31 @@
-"""`gratis ledger` and `gratis audit`: every decision, printed, followed, and proved."""
+"""`gratis ledger`: every decision, printed and followed."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import sys
 import time
-from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
-from gratis.audit.fold import Audit, Printed, Unreadable
-from gratis.cli.screen import Listing, is_table, paint, safe
-from gratis.cli.streams import Output, Progress, batches, parsed, reading
-from gratis.errors import EnrollmentError, GratisError, LedgerError, RequestError, UnreadableEntry
+from gratis.cli.screen import Listing, is_table
+from gratis.cli.streams import Output, parsed
+from gratis.errors import GratisError, LedgerError, RequestError, UnreadableEntry
 from gratis.ledger import Filter
-from gratis.lines import ENTRY_BYTES_MAX, change_of, encode, entry_line, entry_of
+from gratis.lines import ENTRY_BYTES_MAX, encode, entry_line, entry_of
 from gratis.model import shown
-from gratis.offers import load, shipped
-from gratis.stores import Linked, Trimmed, behind, places
-from gratis.stores.urls import DEFAULT_URL, open_store
+from gratis.stores import Trimmed, behind, places
+from gratis.stores.urls import open_store
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
-    from gratis.audit.findings import Finding
-    from gratis.audit.force import History
-    from gratis.model import Change, Entry
-    from gratis.offer import Offer
+    from gratis.model import Entry
     from gratis.stores import Store
 
 FOUND = 1
@@ -280,148 +273,3 @@ def _sink(arguments: argparse.Namespace, store: Store) -> _Sink:
         return _Sink(rows, cursor, store)
     output = Output()
     return _Sink(lambda entries: output.lines([entry_line(entry) for entry in entries]), cursor, store)
-
-
-def audit(arguments: argparse.Namespace) -> int:
-    """Replay a ledger, or a store's, or one on top of the other, through the rule; findings make the exit code 1."""
-    offers = {} if arguments.offer is None else {(own := load(arguments.offer)).name: own}
-    history = None if arguments.enrollments is None else _histories(arguments.enrollments)
-    progress, count = Progress("entries"), 0
-    show = _finding_row if is_table(arguments.format) else _finding_line
-    with ExitStack() as stack:
-        store = None
-        if arguments.store is not None or arguments.file is None:
-            url = arguments.store or os.environ.get("GRATIS_STORE") or DEFAULT_URL
-            store = open_store(url, is_checked=False, must_exist=True)
-            stack.callback(store.close)
-            history = history or store.enrollments
-        fold = Audit(_named(offers), history)
-        stack.callback(fold.close)
-        for finding in _findings(arguments.file, store, fold, progress):
-            progress.end()
-            show(finding)
-            count += 1
-    progress.end()
-    print(f"gratis: {fold.entries:,} entries, {count:,} findings", file=sys.stderr)
-    return FOUND if count else 0
-
-
-def _findings(name: str | None, store: Store | None, fold: Audit, progress: Progress) -> Iterator[Finding]:
-    """Of a file, of a store, or of a file and then of what a store has beyond it."""
-    ends: dict[int, int] = {}
-    if name is not None:
-        yield from fold.findings(_counted(_passing(_from_file(name), ends), progress))
-    if store is not None:
-        yield from _of_store(store, fold, progress, None if name is None else ends)
-
-
-def _passing(entries: Iterator[Printed | Unreadable], ends: dict[int, int]) -> Iterator[Printed | Unreadable]:
-    """The same, remembering the last entry of each shard."""
-    for item in entries:
-        if isinstance(item, Printed):
-            ends[item.entry.shard] = max(item.entry.entry, ends.get(item.entry.shard, 0))
-        yield item
-
-
-def _of_store(store: Store, fold: Audit, progress: Progress, ends: dict[int, int] | None) -> Iterator[Finding]:
-    """The ledger, then counters and links; a live store goes on meanwhile, so each is compared as of its own moment."""
-    with store.frozen():
-        reader = _Reader(store, ends)
-        if ends is None:
-            fold.begin(reader.cursor)
-        yield from fold.findings(_counted(reader.read(None), progress))
-        for offer, account in store.accounts():
-            yield from fold.histories(offer, account)
-            shard, last, tallies = store.counters(offer, account)
-            yield from fold.findings(_counted(reader.upto(shard, last), progress))
-            yield from fold.counters(offer, account, tallies)
-            if isinstance(store, Linked):
-                shard, last, links = store.links(offer, account)
-                yield from fold.findings(_counted(reader.upto(shard, last), progress))
-                yield from fold.links(offer, account, links)
-
-
-class _Reader:
-    """Reads a store's ledger, in several goes; an entry that cannot be read does not hide the others."""
-
-    def __init__(self, store: Store, ends: dict[int, int] | None) -> None:
-        self.cursor = store.trimmed() if isinstance(store, Trimmed) else (0,) * store.shards
-        self._store = store
-        if ends is not None:
-            self.cursor = tuple(ends.get(shard, 0) for shard in range(store.shards))
-
-    def upto(self, shard: int, last: int) -> Iterator[Entry | Unreadable]:
-        """On from where it was, up to an entry of a shard."""
-        return self.read(tuple(max(last, own) if place == shard else own for place, own in enumerate(self.cursor)))
-
-    def read(self, upto: tuple[int, ...] | None) -> Iterator[Entry | Unreadable]:
-        """On from where it was, up to a cursor."""
-        while upto is None or self.cursor != upto:
-            try:
-                for entry in self._store.entries(after=self.cursor, upto=upto):
-                    self.cursor = behind(self.cursor, entry, shards=self._store.shards)
-                    yield entry
-            except UnreadableEntry as error:
-                self.cursor = tuple(
-                    error.entry if place == error.shard else own for place, own in enumerate(self.cursor)
-                )
-                yield Unreadable(f"entry {error.entry}", str(error), error.entry, error.shard)
-            else:
-                return
-
-
-def _named(offers: dict[str, Offer]) -> Callable[[str], Offer | None]:
-    """Offers by name: those given, and those that are shipped; a name in a ledger is never a path."""
-
-    def named(name: str) -> Offer | None:
-        if name not in offers and name in shipped():
-            offers[name] = load(name)
-        return offers.get(name)
-
-    return named
-
-
-def _histories(name: str) -> History:
-    """Each account's changes of enrollment, from a file as `gratis enroll --history` prints it."""
-    found: dict[tuple[str, str], list[Change]] = {}
-    with reading(name) as file:
-        for batch in batches(file, line_max=ENTRY_BYTES_MAX):
-            for number, line in batch:
-                if line.strip():
-                    try:
-                        offer, account, change = change_of(parsed(line, line_max=ENTRY_BYTES_MAX))
-                    except (EnrollmentError, RequestError) as error:
-                        raise GratisError(f"{name}: line {number}: {error}") from None
-                    found.setdefault((offer, account), []).append(change)
-    return lambda offer, account: found.get((offer, account), [])
-
-
-def _from_file(name: str) -> Iterator[Printed | Unreadable]:
-    with reading(name) as file:
-        for batch in batches(file, line_max=ENTRY_BYTES_MAX):
-            for number, line in batch:
-                if line.strip():
-                    try:
-                        value = parsed(line, line_max=ENTRY_BYTES_MAX)
-                        entry = entry_of(value)
-                    except (LedgerError, RequestError) as error:
-                        yield Unreadable(f"line {number}", str(error))
-                    else:
-                        assert isinstance(value, dict), "only an object is an entry"
-                        yield Printed(entry, value)
-
-
-def _counted(entries: Iterator[T], progress: Progress) -> Iterator[T]:
-    for entry in entries:
-        progress.add(1)
-        yield entry
-
-
-def _finding_line(finding: Finding) -> None:
-    Output().lines([{name: getattr(finding, name) for name in finding.__struct_fields__}])
-
-
-def _finding_row(finding: Finding) -> None:
-    where = f"entry {finding.entry}" if finding.entry is not None else safe(finding.account or finding.field)
-    text = f"{finding.field} is {safe(finding.found)}; the rule gives {safe(finding.expected)}"
-    print(f"{paint(finding.kind, 'red')}  {where} {safe(finding.id or '')}: {text}")

@@ -1,0 +1,285 @@
+"""`gratis replay`: a log judged in order, row by row or as columns, and what becomes of its decisions."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from gratis.audit.replay import Replay
+from gratis.cli import sheets
+from gratis.cli.decisions import BAD_INPUT, COLUMNS, assumed, histories, judged, requests_in
+from gratis.cli.screen import Listing, is_table, number as spelled, table
+from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
+from gratis.errors import GratisError, RequestError
+from gratis.lines import decision_fields, encode, request_of
+from gratis.offers import load
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+    from gratis.cli.decisions import Read
+    from gratis.model import Change, Decision, Enrollment
+    from gratis.offer import Offer
+
+SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+TOTALS = ("day", "group", "reason", "requests", "unmeasured", "tokens", "free_tokens", "billed_tokens")
+LARGE_BYTES = 32 << 20  # below it loading what is compiled takes longer than it saves
+NAMED = 3  # of them name a line; the others are numbers
+Totals = dict[tuple[str, str | None, str], list[int]]
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Judge a log in order; keeps nothing."""
+    if arguments.tier is None and arguments.enrollments is None:
+        raise GratisError("replay: expected --tier N, or --enrollments FILE: who takes part, and at which tier?")
+    offer = load(arguments.offer).reading(counts=arguments.counts, overage=arguments.overage)
+    changes = {} if arguments.enrollments is None else histories(arguments.enrollments, offer.name)
+    form = _form(arguments)
+    if arguments.responses and form != "json":
+        raise GratisError("--responses: expected JSON lines")
+    if form == "parquet":
+        return _by_columns(arguments, offer, assumed(arguments), changes)
+    if arguments.trust_ids or arguments.zone is not None:
+        raise GratisError(f"--{'zone' if arguments.zone else 'trust-ids'}: expected with Parquet only")
+    if form == "json" and _is_large(arguments):
+        return _by_spool(arguments, offer, assumed(arguments), changes)
+    judge = Replay(offer, assume=assumed(arguments), changes=changes)
+    try:
+        with ExitStack() as stack:
+            answers = Answers(arguments, stack)
+            file = stack.enter_context(reading(arguments.file))
+            source: Iterator[list[Read]] = (
+                requests_in(arguments, file) if form == "json" else sheets.read(file, arguments.file)
+            )
+            code = judged(source, judge.decide_many, answers.decisions, Complaints(arguments.file))
+            answers.end()
+            return code
+    finally:
+        judge.close()
+
+
+def _form(arguments: argparse.Namespace) -> str:
+    """What a log is written in: as told, or by its name."""
+    path = Path(arguments.file)
+    if arguments.form is not None:
+        form: str = arguments.form
+    else:
+        form = "parquet" if path.is_dir() else SUFFIXES.get(path.suffix, "json")
+    if form == "parquet" and arguments.file == "-":
+        raise GratisError("standard input: expected JSON lines or CSV; Parquet is read from a file")
+    return form
+
+
+def _is_large(arguments: argparse.Namespace) -> bool:
+    """Whether JSON lines are so many that it takes less to judge them as columns: of a file, where that is possible."""
+    path = Path(arguments.file)
+    is_file = arguments.file != "-" and not arguments.responses and path.is_file()
+    return is_file and path.stat().st_size >= LARGE_BYTES and not _missing()
+
+
+def _missing() -> bool:
+    """Whether the extra for columns is not installed."""
+    return any(find_spec(name) is None for name in ("numba", "pyarrow"))
+
+
+def _needs_columns(what: str) -> None:
+    """Columns are an extra: say how to get it."""
+    if _missing():
+        raise GratisError(f"{what}: Parquet needs pyarrow and numba: pip install 'gratis[columns]'")
+
+
+def _by_columns(
+    arguments: argparse.Namespace, offer: Offer, assume: Enrollment | None, changes: dict[str, list[Change]]
+) -> int:
+    """Judge Parquet files: what is remembered of them does not grow with their rows."""
+    _needs_columns(arguments.file)
+    from gratis.audit.columns.logs import IDS, Log, without_ids  # noqa: PLC0415 - an extra, loaded where it is used
+    from gratis.audit.columns.repeats import NO_REPEATS, Finder  # noqa: PLC0415 - as above
+    from gratis.audit.columns.tables import Judge  # noqa: PLC0415 - as above
+
+    log = Log([arguments.file], zone=arguments.zone)
+    progress, complaints = Progress("rows"), 0
+
+    def complain(row: int, error: RequestError) -> None:
+        nonlocal complaints
+        complaints += 1
+        progress.end()
+        print(f"gratis: {arguments.file}: row {row}: {error}", file=sys.stderr)
+
+    with ExitStack() as stack:
+        answers, repeats = Answers(arguments, stack), NO_REPEATS
+        if log.has_ids and not arguments.trust_ids:
+            finder = stack.enter_context(Finder())
+            for batch in log.batches(fields=IDS):
+                finder.add(batch)
+            repeats = finder.found(lambda: log.batches(fields=IDS))
+        judge = Judge(offer, assume=assume, changes=changes, zone=arguments.zone, repeats=repeats, on_error=complain)
+        for batch in log.batches(fields=without_ids(log, needs_ids=not arguments.totals)):
+            if arguments.totals:
+                judge.add(batch)
+            else:
+                answers.batch(judge.decide(batch))
+            progress.add(batch.num_rows)
+        progress.end()
+        answers.totals = {(one["day"], one["group"], one["reason"]): _sums(one) for one in judge.totals()}
+        answers.end()
+    return BAD_INPUT if complaints else 0
+
+
+def _by_spool(
+    arguments: argparse.Namespace, offer: Offer, assume: Enrollment | None, changes: dict[str, list[Change]]
+) -> int:
+    """Judge a large file of JSON lines as columns: the same decisions and the same errors, in a fifth of the time."""
+    from gratis.audit.columns.spool import Spool  # noqa: PLC0415 - an extra, loaded where it is used
+    from gratis.audit.columns.tables import Judge  # noqa: PLC0415 - as above
+
+    complain, progress = Complaints(arguments.file), Progress("requests")
+    told: list[tuple[int, RequestError]] = []
+    with ExitStack() as stack:
+        answers, file = Answers(arguments, stack), stack.enter_context(reading(arguments.file))
+        spool = stack.enter_context(Spool(lambda line: request_of(parsed(line))))
+        repeats = spool.take(batches(file))
+        judge = Judge(
+            offer,
+            assume=assume,
+            changes=changes,
+            repeats=repeats,
+            on_error=lambda row, error: told.append((row, error)),
+        )
+        for batch, errors in spool.batches():
+            begin = judge.rows + 1
+            if arguments.totals:
+                judge.add(batch)
+            else:
+                answers.batch(judge.decide(batch))
+            lines = batch.column("line")
+            found = [(lines[row - begin].as_py(), error) for row, error in told]
+            found += [(number, RequestError(field, message)) for number, field, message in errors]
+            told.clear()
+            progress.end()
+            for number, error in sorted(found, key=_by_number):
+                complain(number, error)
+            progress.add(batch.num_rows)
+        progress.end()
+        answers.totals = {(one["day"], one["group"], one["reason"]): _sums(one) for one in judge.totals()}
+        answers.end()
+    return BAD_INPUT if complain.count else 0
+
+
+def _by_number(error: tuple[int, RequestError]) -> int:
+    return error[0]
+
+
+def _sums(line: dict[str, Any]) -> list[int]:
+    return [line[name] for name in TOTALS[NAMED:]]
+
+
+class Answers:
+    """Where decisions go: to standard output, to a file, or into totals."""
+
+    def __init__(self, arguments: argparse.Namespace, stack: ExitStack) -> None:
+        self._is_table = is_table(arguments.format)
+        self._counts = arguments.totals
+        self._parquet: Any = None
+        self._sheet: sheets.Sheet | None = None
+        self._file: IO[bytes] | None = None
+        self._output = Output()
+        self._listing = Listing(COLUMNS)
+        self.totals: Totals = {}
+        if arguments.out is not None:
+            if self._counts:
+                raise GratisError("--out: expected without --totals, which are printed")
+            self._open(Path(arguments.out), stack)
+
+    def decisions(self, decisions: Sequence[Decision]) -> None:
+        """Take the next decisions."""
+        if self._counts:
+            for decision in decisions:
+                _add(self.totals, decision)
+        elif self._parquet is not None:
+            import pyarrow as pa  # noqa: PLC0415 - an extra
+
+            self._parquet.write_batch(
+                pa.RecordBatch.from_pylist([decision_fields(one) for one in decisions], self._parquet.schema)
+            )
+        elif self._sheet is not None:
+            self._sheet.write([decision_fields(one) for one in decisions])
+        elif self._file is not None:
+            self._file.write(b"".join([encode(decision_fields(one)) + b"\n" for one in decisions]))
+        elif self._is_table:
+            self._listing.decisions(decisions)
+        else:
+            self._output.decisions(decisions)
+
+    def batch(self, batch: Any) -> None:
+        """Take the next decisions as columns."""
+        from gratis.audit.columns.writing import lines_of  # noqa: PLC0415 - an extra
+
+        if self._parquet is not None:
+            self._parquet.write_batch(batch)
+        elif self._sheet is not None:
+            self._sheet.write(batch.to_pylist())
+        elif self._is_table and self._file is None:
+            for fields in batch.to_pylist():
+                fields["at"] = f"{fields['at']:%Y-%m-%dT%H:%M:%SZ}"
+                fields["reason"] += " (replayed)" if fields["replayed"] else ""
+                self._listing.row(fields, "green" if fields["verdict"] == "free" else "red")
+        else:
+            file = self._file or sys.stdout.buffer
+            for lines in lines_of(batch):
+                file.write(lines)
+            file.flush()
+
+    def end(self) -> None:
+        """Print the totals, if it was asked for them."""
+        if not self._counts:
+            return
+        found = [
+            dict(zip(TOTALS, (*key, *sums), strict=True)) for key, sums in sorted(self.totals.items(), key=_in_order)
+        ]
+        if self._is_table:
+            rows = [[str(one[name] or "") for name in TOTALS[:NAMED]] + [*map(spelled, _sums(one))] for one in found]
+            print(table(TOTALS, rows, right=TOTALS[NAMED:]))
+        else:
+            self._output.lines(found)
+
+    def _open(self, path: Path, stack: ExitStack) -> None:
+        """The file for decisions, in the form that its name says."""
+        form = SUFFIXES.get(path.suffix)
+        if form is None:
+            raise GratisError(f"--out: found {str(path)!r}; expected a name that ends with .jsonl, .csv or .parquet")
+        if form == "parquet":
+            _needs_columns(str(path))
+            import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
+
+            from gratis.audit.columns.tables import SCHEMA  # noqa: PLC0415 - as above
+
+            self._parquet = stack.enter_context(pq.ParquetWriter(path, SCHEMA, compression="zstd"))
+        elif form == "csv":
+            self._sheet = sheets.Sheet(stack.enter_context(path.open("w", encoding="utf-8", newline="")))
+        else:
+            self._file = stack.enter_context(path.open("wb"))
+
+
+def _add(totals: Totals, decision: Decision) -> None:
+    """Add a decision to its day, group and reason; one that was said before counts once."""
+    if decision.replayed:
+        return
+    day = decision.at.date().isoformat()
+    sums = totals.setdefault((day, decision.group, decision.reason.value), [0] * len(TOTALS[NAMED:]))
+    sums[0] += 1
+    if decision.tokens is None:
+        sums[1] += 1
+    else:
+        free, billed = decision.free_tokens or 0, decision.billed_tokens or 0
+        for place, value in enumerate((decision.tokens, free, billed), start=2):
+            sums[place] += value
+
+
+def _in_order(item: tuple[tuple[str, str | None, str], list[int]]) -> tuple[str, str, str]:
+    day, group, reason = item[0]
+    return day, group or "", reason

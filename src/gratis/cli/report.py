@@ -1,0 +1,48 @@
+"""`--html FILE`: where a report for people is written, and at which prices it counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gratis import clock
+from gratis.audit.story import Story
+from gratis.errors import GratisError
+from gratis.prices import load_prices, shipped_prices
+
+if TYPE_CHECKING:
+    from gratis.prices import Prices
+
+
+def begin(file: str | None, title: str, offer: str | None, *, is_audit: bool = False) -> Story | None:
+    """The story for a file; None without one. That it can be written is asked before the work, not after it."""
+    if file is None:
+        return None
+    folder = Path(file).absolute().parent
+    if Path(file).is_dir() or not file:
+        raise GratisError(f"--html: found the folder {file!r}; expected the name of a file")
+    if not os.access(folder, os.W_OK):
+        raise GratisError(f"--html: {file}: nothing can be written to {folder}; expected a folder that is there")
+    return Story(title, prices_for(offer), is_audit=is_audit)
+
+
+def end(file: str | None, story: Story | None) -> None:
+    """Write the page: all of it, or what was there before stays."""
+    if file is None or story is None:
+        return
+    part = Path(f"{file}.part")
+    try:
+        part.write_text(story.html(clock.now()), encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise GratisError(f"--html: {file}: {error.strerror}") from None
+    finally:
+        story.close()
+
+
+def prices_for(offer: str | None) -> Prices | None:
+    """The list prices of the provider whose offer it is, where they are known."""
+    provider = (offer or "").partition("-")[0]
+    return load_prices(provider) if provider in shipped_prices() else None

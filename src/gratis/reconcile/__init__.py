@@ -1,0 +1,1 @@
+"""What the provider reported and charged, beside what was decided: every difference, explained or named as not."""
