@@ -1,4 +1,4 @@
-"""`python -m benchmarks [decide] [replay] [columns] [audit] [holds] [redis] [--out FILE]`: print the tables, or write them."""
+"""`python -m benchmarks [PART…] [--out FILE]`: print the tables of the parts, or of all, and write them, too."""
 
 from __future__ import annotations
 
