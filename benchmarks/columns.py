@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gratis.audit.columns.behind import Behind
 from gratis.audit.columns.logs import BATCH_ROWS, IDS, Log
 from gratis.audit.columns.repeats import NO_REPEATS, Finder
-from gratis.audit.columns.tables import SCHEMA, Judge
-from gratis.audit.columns.writing import lines_of
+from gratis.audit.columns.tables import Judge
+from gratis.audit.columns.writing import lines_of, parquet
 from gratis.model import Enrollment, Sharing
 from gratis.offers import load
 
@@ -123,7 +124,7 @@ def judge(path: Path, work: str, out: Path) -> tuple[float, int]:
             repeats = finder.found(lambda: log.batches(fields=IDS))
         judges = Judge(load("openai-data-sharing"), assume=Enrollment(tier=3, sharing=Sharing.ENABLED), repeats=repeats)
         if work in {"totals", "totals, ids"}:
-            for batch in log.batches(fields=JUDGED):
+            for batch in log.batches(fields=JUDGED if work == "totals" else ("id", *JUDGED)):
                 judges.add(batch)
         else:
             _decide(judges, log, work, out)
@@ -134,13 +135,13 @@ def _decide(judges: Judge, log: Log, work: str, out: Path) -> None:
     """Decide each row, and write it down."""
     found = (judges.decide(batch) for batch in log.batches(fields=("id", *JUDGED)))
     if work == "parquet":
-        with pq.ParquetWriter(out, SCHEMA, compression="zstd") as file:
+        with parquet(out) as file, Behind(file.write_batch) as behind:
             for batch in found:
-                file.write_batch(batch)
+                behind.put(batch)
     elif work == "lines":
-        with out.open("wb") as lines:
+        with out.open("wb") as lines, Behind(lambda batch: lines.writelines(lines_of(batch))) as behind:
             for batch in found:
-                lines.writelines(lines_of(batch))
+                behind.put(batch)
     else:
         for _ in found:
             pass

@@ -200,6 +200,15 @@ def ledger() -> list[dict[str, Any]]:
     return json.loads(json.dumps(LEDGER))
 
 
+def said(entries: int, findings: int = 0, *, unlinked: int | None = None) -> str:
+    """What an audit says at its end; of these lines none has a link."""
+    many = "1 entry" if entries == 1 else f"{entries} entries"
+    found = "1 finding" if findings == 1 else f"{findings} findings"
+    no_link = entries if unlinked is None else unlinked
+    has = "1 entry has" if no_link == 1 else f"{no_link} entries have"
+    return f"gratis: {many}, {found}\ngratis: {has} no link: only the rule speaks for them, not the chain\n"
+
+
 def file_of(lines: Iterable[Any]) -> bytes:
     """Lines as a ledger file; what is bytes already stays as it is."""
     return b"".join((each if isinstance(each, bytes) else json.dumps(each).encode()) + b"\n" for each in lines)
@@ -275,10 +284,57 @@ PLANTED: list[tuple[str, Callable[[list[Any]], None], list[tuple[str, int | None
 ]
 
 
+@pytest.mark.parametrize("plant", [_cut, _spoil])
+@pytest.mark.parametrize("entry", range(1, 16))
+def test_what_is_missing_is_held_against_no_other_entry(
+    plant: Callable[[int], Callable[[list[Any]], None]], entry: int
+) -> None:
+    """Where an entry was cut or cannot be read, a gap is found behind it, and no verdict or total is called wrong."""
+    lines = ledger()
+    plant(entry)(lines)
+    kinds = {each["kind"] for each in audit_of(lines).lines}
+    assert "entry_gap" in kinds
+    assert kinds <= {"entry_gap", "seq_gap", "unreadable"}
+
+
+def test_a_gap_does_not_hide_what_is_wrong_behind_it() -> None:
+    """What stands behind a gap is judged on top of what it says was used: by that it still can be wrong."""
+    lines = ledger()
+    edit(14, reason="over_allowance", free_tokens=0)(lines)
+    _cut(8)(lines)
+    assert {("seq_gap", 14), ("needless_billing", 14)} <= set(places(audit_of(lines)))
+
+
+def test_a_gap_is_no_excuse_for_a_total_that_shrank() -> None:
+    """What is missing can have taken more of a window, and never less: who says so is not believed."""
+    lines = ledger()
+    amount = lines[13]["total"] - lines[12]["total"]
+    edit(14, seq=10, total=amount, used=amount)(lines)
+    assert {"seq_gap", "wrong_totals"} <= {each["kind"] for each in audit_of(lines).lines}
+
+
+@pytest.mark.parametrize("entry", range(1, 9))
+def test_a_gap_in_windows_that_roll_is_held_against_no_other_entry(entry: int) -> None:
+    """Also where the entry is missing that opened a window, the next one says which window that was."""
+    start = STARTS[1]
+    clock = Clock(start)
+    meter = Meter(MemoryStore(clock=clock), OFFER, assume=ENROLLED)
+    for number in range(9):
+        clock.now = start + timedelta(hours=5 * number)
+        request = Request(id=f"r{number}", model=LARGE, at=clock.now, input_tokens=150_000, output_tokens=0)
+        assert meter.decide(request).group == "1M"
+    lines = [json.loads(encode(entry_line(each))) for each in meter.ledger()]
+    assert len({line["window_start"] for line in lines}) == 2  # the second opens after a day
+    del lines[entry - 1]
+    kinds = {each["kind"] for each in audit_of(lines).lines}
+    assert "entry_gap" in kinds
+    assert kinds <= {"entry_gap", "seq_gap", "broken_chain"}
+
+
 def test_the_honest_ledger_has_no_findings() -> None:
     """Before anything is planted the audit is silent."""
     answer = audit_of(ledger())
-    assert (answer.code, answer.out, answer.err) == (0, "", "gratis: 16 entries, 0 findings\n")
+    assert (answer.code, answer.out, answer.err) == (0, "", said(16))
 
 
 def test_every_kind_of_finding_is_planted() -> None:
@@ -304,7 +360,7 @@ def test_each_kind_of_finding_is_found_where_it_was_planted(
     assert places(answer)[:1] == expected
     assert kind in {each["kind"] for each in answer.lines}
     assert answer.code == 1
-    assert answer.err == f"gratis: {len(lines)} entries, {len(answer.lines):,} findings\n"
+    assert answer.err.startswith(said(len(lines), len(answer.lines)).partition("\n")[0])
 
 
 @pytest.mark.parametrize(("kind", "plant", "expected"), PLANTED)
@@ -488,7 +544,7 @@ def test_no_value_in_a_ledger_breaks_the_audit(data: st.DataObject) -> None:
         place[data.draw(st.sampled_from(sorted(place)))] = data.draw(json_values)
     answer = audit_of(lines)
     assert answer.code in {0, 1}
-    assert answer.err == f"gratis: 16 entries, {len(answer.lines)} findings\n"
+    assert answer.err.startswith(said(16, len(answer.lines)).partition("\n")[0])
 
 
 @settings(max_examples=200)
@@ -515,7 +571,7 @@ def _own_ledger(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_file_of_ones_own_offer_is_given_by_path(tmp_path: Path) -> None:
     """A ledger under an offer that is not shipped is judged by the file that `--offer` names, and unknown without."""
     offer, lines = _own_ledger(tmp_path)
-    assert gratis("audit", "--offer", offer, lines) == Answer(0, "", "gratis: 1 entries, 0 findings\n")
+    assert gratis("audit", "--offer", offer, lines) == Answer(0, "", said(1))
     assert places(gratis("audit", lines)) == [("offer_unknown", 1)]
     offer.write_text(OWN_OFFER.replace("1_000", "999"), encoding="utf-8")
     assert ("wrongly_free", 1) in places(gratis("audit", "--offer", offer, lines))
@@ -635,7 +691,7 @@ def test_a_ledger_whose_lines_are_long_is_read_back(tmp_path: Path) -> None:
         meter.decide(Request(id="r1", model=LARGE, at=NOON, input_tokens=1, output_tokens=0, project=projects[0]))
     for _ in range(2):
         assert gratis("ledger", "--store", f"sqlite:///{path}", "--out", lines).code == 0
-    assert gratis("audit", lines) == Answer(0, "", "gratis: 1 entries, 0 findings\n")
+    assert gratis("audit", lines) == Answer(0, "", "gratis: 1 entry, 0 findings\n")
 
 
 # --- Which ids were seen: exact, in constant memory -----------------------------------------------

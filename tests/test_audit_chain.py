@@ -25,7 +25,7 @@ from gratis.testing import drive
 from gratis.testing.compare import chained, ledger
 
 from .servers import Server
-from .test_audit import ENROLLED, LARGE, NOON, OFFER, PLANTED, TABLE, audit_of, consistent, edit, file_of, places
+from .test_audit import ENROLLED, LARGE, NOON, OFFER, PLANTED, TABLE, audit_of, consistent, edit, file_of, places, said
 from .test_cli import Answer, gratis
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ def test_links_that_were_taken_away_are_missed() -> None:
     assert broken(found) == list(range(7, 17))
     for line in found:
         line.pop("link", None)
-    assert audit_of(found).code == 0
+    answer = audit_of(found)
+    assert (answer.code, answer.err) == (0, said(16))
 
 
 @pytest.mark.parametrize("value", [1, "", "x" * 24, "0" * 23, "0" * 25, "A" * 24, [], {}])
@@ -334,16 +335,21 @@ kinds = st.sampled_from([("1M", "day UTC"), ("1M", "rolling 24h"), ("10M", "day 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(accounts, kinds, st.integers(0, 12), st.integers(0, 99)), max_size=60), st.integers(1, 9))
 def test_windows_are_remembered_however_few_are_held(made: list[tuple[Any, Any, int, int]], held_max: int) -> None:
-    """Whatever was put aside is found again: by its start, as the last one, and among all of an account."""
+    """Whatever was put aside is found again: by its start, as the last one, among all; and what is outside any."""
     windows, expected = Windows(held_max=held_max), dict[Any, dict[Any, dict[Any, Said]]]()
+    outside: dict[Any, str] = {}
     for account, kind, hour, used in made:
         start = NOON + hour * HOUR
         said = Said(Tally(Window(start, start + HOUR), used, hour + 1), f"{used:024}" if used % 2 else None)
         windows.put(account, kind, said)
         expected.setdefault(account, {}).setdefault(kind, {})[start] = said
+        if used % 3 == 0:
+            outside[account] = f"{used:024}"
+            windows.leave(account, outside[account])
         assert windows.get(account, kind, None) == expected[account][kind][max(expected[account][kind])]
     for account in [("offer", "a"), ("offer", "b"), ("other", "a"), ("no", "body")]:
         ours = expected.get(account, {})
+        assert windows.outside(account) == outside.get(account)
         found = {(group, kind, said.tally.window.start): said for group, kind, said in windows.of(account)}
         assert found == {(*kind, start): said for kind, starts in ours.items() for start, said in starts.items()}
         for kind, starts in ours.items():
@@ -373,7 +379,7 @@ def test_a_server_that_goes_on_from_before_there_were_links_is_chained_from_then
     rolls = datetime(2025, 3, 3, 12, tzinfo=UTC)
     with Server() as server:
         _restored(server)
-        assert gratis("audit", "--store", server.url) == Answer(0, "", "gratis: 14 entries, 0 findings\n")
+        assert gratis("audit", "--store", server.url) == Answer(0, "", said(14))
         with Meter.open(server.url, offer=OFFER, bounds=None, clock=lambda: NOON) as meter:
             again = meter.decide(Request(id="d1", model=LARGE, at=NOON, input_tokens=300_000, output_tokens=0))
             assert (again.replayed, again.used) == (True, 600_000)
@@ -383,4 +389,4 @@ def test_a_server_that_goes_on_from_before_there_were_links_is_chained_from_then
             meter.void("d1", actor="ann", why="sent twice")
             links = [entry.link is not None for entry in meter.ledger()]
         assert links == [False] * 14 + [True] * 7
-        assert gratis("audit", "--store", server.url) == Answer(0, "", "gratis: 21 entries, 0 findings\n")
+        assert gratis("audit", "--store", server.url) == Answer(0, "", said(21, unlinked=14))

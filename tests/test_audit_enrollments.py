@@ -14,7 +14,7 @@ from gratis import Enrollment, Meter, Request
 from gratis.lines import change_line, encode, entry_line
 from gratis.stores.memory import MemoryStore
 
-from .test_audit import LARGE, NOON, OFFER, Clock, file_of, places
+from .test_audit import LARGE, NOON, OFFER, Clock, file_of, places, said
 from .test_cli import Answer, gratis
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def audit(tmp_path: Path, lines: list[Any], history: list[Any]) -> Answer:
 
 def test_an_honest_ledger_follows_from_its_history(tmp_path: Path) -> None:
     """What was decided before anybody enrolled, and under each enrollment while it was in force, is no finding."""
-    assert audit(tmp_path, *told()) == Answer(0, "", "gratis: 9 entries, 0 findings\n")
+    assert audit(tmp_path, *told()) == Answer(0, "", said(9))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from gratis.stores.memory import MemoryStore
 from gratis.stores.sqlite import SQLiteStore
 from gratis.stores.sqlite.file import Synchronous
 
-from .test_audit import OFFER, STARTS, Clock, audit_of, audited, line_of, readings
+from .test_audit import OFFER, STARTS, Clock, audit_of, audited, line_of, readings, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -144,7 +144,7 @@ PLANTED: list[tuple[str, Callable[[list[Any]], None], tuple[str, int]]] = [
 def test_an_honest_ledger_has_no_findings_as_lines() -> None:
     """Before anything is planted the audit is silent."""
     answer = audit_of(ledger())
-    assert (answer.code, answer.out, answer.err) == (0, "", "gratis: 10 entries, 0 findings\n")
+    assert (answer.code, answer.out, answer.err) == (0, "", said(10))
 
 
 @pytest.mark.parametrize(("plant", "expected"), [row[1:] for row in PLANTED], ids=[row[0] for row in PLANTED])

@@ -470,7 +470,7 @@ def test_a_file_and_a_dash_are_read_alike(tmp_path: Path) -> None:
     [
         (("replay",), "gratis: replay: expected --tier N, or --enrollments FILE"),
         (("replay", "--tier", "3", "nowhere.jsonl"), "gratis: nowhere.jsonl: No such file or directory"),
-        (("replay", "--tier", "3", "."), "gratis: .: Is a directory"),
+        (("replay", "--tier", "3", "."), "gratis: .: expected .parquet files in this folder"),
         (("replay", "--tier", "3", "--offer", "nowhere"), "gratis: nowhere: offer: no such offer; expected a path"),
         (
             ("replay", "--sharing", "enabled", "--enrollments", "-"),
@@ -479,7 +479,7 @@ def test_a_file_and_a_dash_are_read_alike(tmp_path: Path) -> None:
         (("decide", "--store", "nowhere"), "gratis: store 'nowhere': unknown kind ''; expected memory:"),
         (("decide", "--store", "sqlite:////nowhere/x.db"), "gratis: /nowhere/x.db: there is no folder '/nowhere'"),
         (("audit", "nowhere.jsonl"), "gratis: nowhere.jsonl: No such file or directory"),
-        (("audit", "x.jsonl", "--store", "memory:"), "gratis: x.jsonl: No such file or directory"),
+        (("audit", "x.jsonl", "--store", "memory:"), "gratis: audit: memory: ends with its process; expected FILE"),
         (("audit", "x.jsonl", "--html", "."), "gratis: --html: found the folder '.'; expected the name of a file"),
         (("enroll", "--store", "memory:"), "gratis: tier: missing; expected --tier N"),
         (("explain", "--store", "memory:", "--model", "m", "--tokens", "-1"), "gratis: "),

@@ -647,7 +647,7 @@ def test_bytes_that_are_no_text_are_bad_rows() -> None:
 
 def test_repeated_ids_are_found_across_files_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Moved to files, compared in slabs and kept in a file, repeats are what they are in memory."""
-    monkeypatch.setattr(repeats, "HELD_MAX", 50)
+    monkeypatch.setattr(repeats, "HELD_MAX", 5)
     monkeypatch.setattr(repeats, "COMPARED_MAX", 10)
     monkeypatch.setattr(repeats, "IN_MEMORY_MAX", 3)
     log = [

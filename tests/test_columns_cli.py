@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gratis.audit.columns import spool
+from gratis.audit.columns import spool, tables
 from gratis.audit.columns.logs import BATCH_ROWS
 from gratis.cli import replaying
 from gratis.lines import DECISION_FIELDS
@@ -274,7 +275,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 def test_a_log_longer_than_a_batch_is_judged_as_one(tmp_path: Path) -> None:
     """What is used is kept from batch to batch, and rows are counted through."""
-    size = BATCH_ROWS + 3
+    size = 4 * BATCH_ROWS + 3
     table = pa.table(
         {
             "model": pa.array([LARGE]).take(pa.array([0] * size)),
@@ -315,6 +316,9 @@ ODD_LINES = [
     b'{"id":"j","model":null,"at":"2025-04-20T12:00:00Z"}',
     b'{"id":"k","model":"m","at":"2025-04-20T12:00:00Z","kind":"oven"}',
     b'{"id":"l","model":"m","at":"2025-04-20T12:00:00Z","account":null,"kind":null,"project":null,"tools":null}',
+    b'{"id":"n","model":"m"',
+    b',"at":"2025-04-20T12:00:00Z"} {"id":"o","model":"m","at":"2025-04-20T12:00:00Z"}',
+    b'{"id":"p","model":"m","at":"2025-04-20T12:00:00Z"} {"id":"q","model":"m","at":"2025-04-20T12:00:00Z"}',
     b'{"id":"m","model":"' + b"x" * (1 << 20) + b'","at":"2025-04-20T12:00:00Z"}',
 ]
 
@@ -333,4 +337,54 @@ def test_a_large_file_of_lines_is_judged_as_columns_and_says_the_same(
     monkeypatch.setattr(spool, "ROWS", rows)
     found = gratis("replay", name, *TIER, *options)
     assert (found.out, found.err.splitlines(), found.code) == (expected.out, expected.err.splitlines(), 2)
-    assert len(found.err.splitlines()) == 30
+    assert len(found.err.splitlines()) == 36
+
+
+# -- what is written
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_a_file_has_its_name_only_when_all_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Who interrupts the work finds what was there before, and nothing half-written beside it."""
+    name, out = parquet(tmp_path / "log.parquet", log()), tmp_path / f"out.{form}"
+    out.write_bytes(b"before")
+
+    def interrupt(_judge: object, _batch: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tables.Judge, "decide", interrupt)
+    assert gratis("replay", name, *TIER, "--out", out).code == 130
+    assert (out.read_bytes(), sorted(each.name for each in tmp_path.iterdir())) == (
+        b"before",
+        sorted([name.name, out.name]),
+    )
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("source", ["parquet", "jsonl"])
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, source: str, form: str) -> None:
+    """`/dev/full` is a disk without room: the file cannot be written, and that is said once."""
+    out, name = tmp_path / f"out.{form}", tmp_path / f"log.{source}"
+    out.symlink_to("/dev/full")
+    rows = [{**row, "id": str(number)} for number, row in enumerate(log(20_000))]
+    parquet(name, rows) if source == "parquet" else name.write_bytes(sent(rows))
+    answer = gratis("replay", name, *TIER, "--out", out)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == f"gratis: --out: {out}: No space left on device\n"
+
+
+def test_a_report_tells_of_each_form_the_same(tmp_path: Path) -> None:
+    """`--html` writes a page beside the decisions, whatever the log is written in; bad rows are told as ever."""
+    rows = log()
+    names = [parquet(tmp_path / "log.parquet", rows), sheet(tmp_path / "log.csv", rows), tmp_path / "log.jsonl"]
+    names[2].write_bytes(sent(rows))
+    expected = gratis("replay", names[0], *TIER)
+    pages = []
+    for name in names:
+        page = tmp_path / "page.html"
+        answer = gratis("replay", name, *TIER, "--html", page)
+        assert (answer.code, answer.out) == (2, expected.out)
+        pages.append(re.sub(r"Made .{16} UTC", "", page.read_text()))
+    assert pages[0] == pages[1] == pages[2]
+    assert "Complimentary daily tokens" in pages[0] or "replayed" in pages[0]
+    assert gratis("replay", names[0], *TIER, "--html", page).err == expected.err

@@ -614,3 +614,16 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
         answer = gratis("readings", "--tier", "3", "--html", place, stdin=b"not a request")
         assert (answer.code, answer.out) == (2, "")
         assert answer.err.startswith("gratis: --html: ")
+
+
+@pytest.mark.parametrize("command", [("audit",), ("readings", "--tier", "3")])
+def test_a_page_never_takes_the_place_of_what_it_tells_of(command: tuple[str, ...], tmp_path: Path) -> None:
+    """`--html` with the name of the file that is read is refused, by whatever way it is named; the file stays."""
+    log, other = tmp_path / "log.jsonl", tmp_path / "link"
+    log.write_bytes(b"kept")
+    other.symlink_to(log)
+    for page in (log, other):
+        answer = gratis(*command, str(log), "--html", str(page))
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err == f"gratis: --html: {page}: found the file that is read; expected another\n"
+    assert log.read_bytes() == b"kept"

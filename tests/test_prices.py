@@ -98,6 +98,7 @@ def test_the_digits_are_those_of_the_file():
         ("input = 2.50", "input = true", "prices[1].input"),
         ("input = 2.50", "input = 0.0000000000001", "digits after the point"),
         ("input = 2.50", "input = 1e30", "prices[1].input"),
+        ("input = 2.50", "input = 1e9999999999999999999", "a number beyond any size"),
         ("output = 10", "", "output is missing"),
         ("output = 10", "output = 10\noutputs = 3", "prices[1].outputs: an unknown key"),
         ('name = "mine"', 'name = "mine"\nnames = "x"', "names: an unknown key"),

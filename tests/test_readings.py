@@ -309,6 +309,8 @@ def test_an_offer_whose_revisions_disagree_is_its_own_first_reading(tmp_path: Pa
         (("--tier", "3", "--revisions", "2020-01-01"), "revision: openai-data-sharing has none of 2020-01-01"),
         (("--tier", "3", "--with", "m=2M"), "m=2M: openai-data-sharing has no group '2M'; expected 10M, 1M"),
         (("--tier", "3", "--without", "m"), "m: openai-data-sharing never listed it"),
+        (("--tier", "3", "--with", "m=1M", "--without", "m"), "found 'm' more than once"),
+        (("--tier", "3", "--with", "m=1M", "--with", "m=10M"), "found 'm' more than once"),
         (("--tier", "3", "--windows", "weekly"), "found 'weekly'; expected some of daily,rolling"),
         (("--tiers", "9"), "found '9'; expected tiers from 0 to 5"),
         ((), "readings: expected --tier N, --tiers N,N, or --enrollments FILE"),

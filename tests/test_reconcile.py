@@ -141,7 +141,7 @@ def test_the_best_reading_is_the_hidden_one(counts, tier):
     assert "overage=whole" in best.reading
     assert ("tier" in best.reading) is (tier == 1)
     assert result.fit.is_sure
-    assert causes(result).keys() <= {Cause.RULE_DIFFERS}
+    assert causes(result).keys() <= {Cause.RULE_DIFFERS, *([Cause.ENROLLMENT_OR_BALANCE] if tier == 1 else [])}
     assert unexplained(result) == 0
 
 
@@ -194,7 +194,7 @@ def test_a_model_that_no_list_here_has():
     result = compared(billing)
     assert causes(result) == {Cause.MODEL_NOT_LISTED: 12_000}
     assert unexplained(result) == 0
-    assert identity(result, 4) == 1
+    assert identity(result, 4) == 2
 
 
 def test_a_project_that_does_not_share():

@@ -138,7 +138,7 @@ def test_a_table_for_people(folder, capsys):
     assert main(["reconcile", "usage.jsonl", "costs.jsonl", "--log", "log.jsonl", *TIER, "--format", "table"]) == 1
     shown = capsys.readouterr().out
     for text in (
-        "openai-data-sharing, counts=free overage=whole: 2025-05-01 to 2025-05-03",
+        "openai-data-sharing, counts=free overage=whole: 2025-05-01 until before 2025-05-03 (UTC)",
         "unexplained",
         "readings of the rule",
         "saved 0 usd at list price",

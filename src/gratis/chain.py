@@ -73,7 +73,7 @@ def rest_of(request: Request, at: int, decided_at: int, correction: Correction |
 
 def verdict_of(decision: Decision) -> bytes:
     """What a store found: a letter; of what belongs to a window used, seq and the window; of a hold that it ended."""
-    letter = "x" if decision.terms.reason is not None else _LETTERS[decision.reason]
+    letter = "x" if decision.terms.reason is not None else _LETTERS.get(decision.reason, decision.reason.value)
     if decision.seq is None or decision.window is None:
         text = "n" if letter == "o" else letter
     else:

@@ -98,6 +98,10 @@ class OutcomeUnknown(StoreError):  # noqa: N818 - it is the word of the contract
     """It may have been written; asking again with the same id tells."""
 
 
+class UnreadableState(StoreError):  # noqa: N818 - named as the others are
+    """What a store holds beside its ledger cannot be read."""
+
+
 class UnreadableEntry(StoreError):  # noqa: N818 - named as the others are
     """An entry of a store's ledger cannot be read."""
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TERMS_CACHED_MAX = 1_000
+NUMBER_MAX = (1 << 63) - 1
 LINE_BYTES_MAX = 1 << 20
 ENTRY_BYTES_MAX = 4 << 20  # a line of the ledger carries its enrollment, of whatever size that may be
 REQUEST_FIELDS = (
@@ -483,8 +484,8 @@ def _named(name: str) -> str:
 
 def _number(line: Mapping[str, Any], field: str) -> int | None:
     value = line[field]
-    if value is not None and (type(value) is not int or value < 0):
-        raise LedgerError(f"{field}: found {shown(value)}; expected a whole number or null")
+    if value is not None and (type(value) is not int or not 0 <= value <= NUMBER_MAX):
+        raise LedgerError(f"{field}: found {shown(value)}; expected a whole number below 2^63, or null")
     return value
 
 

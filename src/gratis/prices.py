@@ -138,7 +138,11 @@ def parse_prices(text: str, *, file: str) -> Prices:
     """The table that this text describes; `file` is what an error calls it."""
     try:
         data = tomllib.loads(text, parse_float=Decimal)
-    except (ValueError, RecursionError, InvalidOperation) as error:
+    except InvalidOperation:
+        raise PricesError(
+            file=file, line=None, key="TOML", found="a number beyond any size", expected="prices of a million tokens"
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise PricesError(file=file, line=None, key="TOML", found=str(error), expected="valid TOML") from None
     fault = _Fault(text, file)
     _check_keys(data, (), _TABLE_KEYS, _TABLE_KEYS, fault)

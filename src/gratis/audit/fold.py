@@ -2,7 +2,8 @@
 
 Each entry is judged anew from what it carries (request, enrollment, reading) and from the offer, on top of what
 the entry before it in its window says was used, and its link is computed anew on top of that entry's. So one wrong
-entry is one finding, not one for all that follow.
+entry is one finding, not one for all that follow; and where entries are missing, the next one is judged on top of what
+it says itself was used.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from gratis.model import Correction, Reason, Remedy, correction_id, stamp
 from gratis.rule import Tally, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from datetime import datetime
 
     from gratis.audit.force import History
-    from gratis.model import Counts, Decision, Enrollment, Entry, Overage, Terms
+    from gratis.model import Counts, Decision, Enrollment, Entry, Overage, Terms, Window
     from gratis.offer import Offer
     from gratis.rule import Charge
     from gratis.stores import Links
@@ -62,19 +64,25 @@ class Audit:
         self._cases: dict[tuple[str, bool, Counts, Overage], Cases | None] = {}
         self._enrollments: dict[Enrollment | None, int] = {}
         self._windows = Windows()
-        self._outside: dict[tuple[str, str], str] = {}  # of each account the last link outside any window
         self._linked: set[int] = set()  # shards of which some entry has a link: so have all that follow
         self._stems = Stems()
         self._force = InForce(history)
         self._seen: dict[str, Seen] = {}
         self._entry: dict[int, int] = {}
         self._is_cut = False
+        self._forgotten: datetime | None = None
         self.entries = 0
+        self.unlinked = 0
+        """Of them so many have no link: they may be from before there were links, or somebody took them away."""
 
     def begin(self, cursor: Sequence[int]) -> None:
         """The ledger begins behind a cursor: what came before was trimmed, and is believed."""
         self._entry = dict(enumerate(cursor))
         self._is_cut = any(cursor)
+
+    def forgets(self, until: datetime) -> None:
+        """The store was trimmed: what ended until then may have no counter any more."""
+        self._forgotten = until
 
     def findings(self, entries: Iterable[Entry | Printed | Unreadable]) -> Iterator[Finding]:
         """What does not follow, entry by entry."""
@@ -109,28 +117,38 @@ class Audit:
             if expected != tally and not (expected is None and self._is_cut):
                 yield _counter(account, group, tally, expected)
         for (group, _, _), expected in ours.items():
-            if self._is_cut:
-                continue  # a window that was trimmed has no counter any more
-            yield _counter(account, group, None, expected)
+            if not self._is_forgotten(expected.window):
+                yield _counter(account, group, None, expected)
 
     def links(self, offer: str, account: str, links: Links) -> Iterator[Finding]:
         """What a store says of the ends of an account's chains that its ledger does not."""
-        ours: Links = {
-            (group, kind, said.tally.window.start): said.link
+        known = {
+            (group, kind, said.tally.window.start): said
             for group, kind, said in self._windows.of((offer, account))
             if said.link is not None
         }
-        if (offer, account) in self._outside:
-            ours[None] = self._outside[offer, account]
+        ours: Links = {place: said.link for place, said in known.items() if said.link is not None}
+        outside = self._windows.outside((offer, account))
+        if outside is not None:
+            ours[None] = outside
         for place in {**links, **ours}:
             found, expected = links.get(place), ours.get(place)
-            if found != expected and not (self._is_cut and None in (found, expected)):
+            if found is None and place is not None and self._is_forgotten(known[place].tally.window):
+                continue
+            if found != expected and not (self._is_cut and expected is None):
                 field = "last link outside any window" if place is None else f"last link of {place[0]}"
                 yield Finding(FindingKind.BROKEN_CHAIN, None, account, None, field, found, expected)
+
+    def accounts(self) -> list[tuple[str, str]]:
+        """Every account of which the ledger said something that a store is to know."""
+        return self._windows.accounts()
 
     def histories(self, offer: str, account: str) -> Iterator[Finding]:
         """What does not follow within the history of an account's enrollments."""
         yield from self._force.histories(offer, account)
+
+    def _is_forgotten(self, window: Window) -> bool:
+        return self._forgotten is not None and window.end <= self._forgotten
 
     def _check(self, entry: Entry) -> Iterator[Finding]:
         decision = entry.decision
@@ -159,8 +177,8 @@ class Audit:
                 "one that is shipped, or given by --offer FILE",
             )
             return
-        yield from self._judge(entry, charge, place)
-        self._remember(entry, place)
+        expected = yield from self._judge(entry, charge, place)
+        self._remember(entry, place, expected)
 
     def _place(self, decision: Decision, charge: Charge | None) -> tuple[str, str]:
         """Group and kind of window to which an entry belongs: what it says, or where only that follows, the rule."""
@@ -180,7 +198,7 @@ class Audit:
         """The link of the entry before, in the same window."""
         account = (decision.offer, decision.account)
         if decision.window is None:
-            return self._outside.get(account)
+            return self._windows.outside(account)
         said = self._windows.get(account, place, decision.window.start)
         return None if said is None else said.link
 
@@ -189,6 +207,7 @@ class Audit:
         decision, shard = entry.decision, entry.shard
         before = self._said(decision, place)
         if entry.link is None:
+            self.unlinked += 1
             if shard in self._linked:
                 yield finding(FindingKind.BROKEN_CHAIN, entry, "link", None, "a link, as entries before it have")
             return
@@ -199,15 +218,20 @@ class Audit:
         if entry.link != expected:
             yield finding(FindingKind.BROKEN_CHAIN, entry, "link", entry.link, expected)
 
-    def _remember(self, entry: Entry, place: tuple[str, str]) -> None:
-        """Keep what an entry says of its window: so that a wrong one is not a finding in those that follow, too."""
+    def _remember(self, entry: Entry, place: tuple[str, str], expected: Decision | None = None) -> None:
+        """Keep what an entry says of its window: so that a wrong one is not a finding in those that follow, too.
+
+        Where it says another window than the rule, and counts on in that of the rule, only its window is wrong.
+        """
         found = entry.decision
         account = (found.offer, found.account)
         if found.window is not None and found.seq is not None and found.used is not None:
-            tally = Tally(found.window, found.used, found.seq)
+            is_next = expected is not None and expected.window is not None and expected.seq == found.seq
+            window = expected.window if is_next and expected is not None and expected.window else found.window
+            tally = Tally(window, found.used, found.seq)
             self._windows.put(account, place, Said(tally, entry.link))
         elif entry.link is not None and found.window is None:
-            self._outside[account] = entry.link
+            self._windows.leave(account, entry.link)
 
     def _cases_of(self, terms: Terms) -> Cases | None:
         """The offer as an entry read it; one that was excluded used no reading."""
@@ -230,7 +254,7 @@ class Audit:
             return self._corrects(entry, cases, found.correction)
         return cases.charge(found.request, enrollment, version, found.hold)
 
-    def _judge(self, entry: Entry, charge: Charge, place: tuple[str, str]) -> Iterator[Finding]:
+    def _judge(self, entry: Entry, charge: Charge, place: tuple[str, str]) -> Generator[Finding, None, Decision]:
         found, terms = entry.decision, entry.decision.terms
         if found.correction is not None:
             first = self._seen[found.offer].get(found.account, found.correction.of)
@@ -243,10 +267,13 @@ class Audit:
                 wrong = FindingKind.WRONG_GROUP if field == "group" else FindingKind.WRONG_TERMS
                 yield finding(wrong, entry, field, theirs, ours)
         before = self._before(charge)
-        if before is None and self._is_cut and found.window and found.total is not None and found.seq:
+        if before is None and self._is_cut:
             # Of a window whose first decisions were trimmed, the first that is left says how it was before.
-            used = found.total - charge.amount + (found.correction.returned if found.correction else 0)
-            before = Tally(found.window, used, found.seq - 1) if found.seq > 1 else None
+            before = _told_before(found, charge)
+        believed = _after_gap(found, charge, before)
+        if believed is not None:
+            yield finding(FindingKind.SEQ_GAP, entry, "seq", found.seq, 1 if before is None else before.seq + 1)
+            before = believed
         # Whether a window was still kept is the store's to know; the fold only asks whether it had ended.
         kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
         expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)
@@ -254,6 +281,7 @@ class Audit:
         if after is not None and found.window is None:
             # It belongs to a window and says that it does not: those that follow are judged on top of it all the same.
             self._windows.put((found.offer, found.account), place, Said(after, entry.link))
+        return expected
 
     def _before(self, charge: Charge) -> Tally | None:
         """The tally of a charge's window, or where windows roll that of the window which it is pinned to."""
@@ -289,6 +317,32 @@ class Audit:
             actor=correction.actor,
             why=correction.why,
         )
+
+
+def _told_before(found: Decision, charge: Charge) -> Tally | None:
+    """How its window was before a decision, as it says itself; None where it says that it was the first."""
+    if found.window is None or found.total is None or found.seq is None or found.seq <= 1:
+        return None
+    used = found.total - charge.amount + (0 if found.correction is None else found.correction.returned)
+    return Tally(found.window, used, found.seq - 1)
+
+
+def _after_gap(found: Decision, charge: Charge, before: Tally | None) -> Tally | None:
+    """What is believed of a window of which decisions are missing: the next one would else be accused for them.
+
+    Only of the window in which it belongs, and only of what missing ones can have done: to take more of it.
+    """
+    told = _told_before(found, charge)
+    if told is None or charge.window is None:
+        return None
+    if not charge.rolls:
+        belongs = told.window == charge.window
+    elif before is None or told.window.start >= before.window.end:
+        belongs = told.window.start <= charge.request.at < told.window.end
+    else:
+        belongs = told.window == before.window
+    used, seq = (before.used, before.seq) if before is not None and before.window == told.window else (0, 0)
+    return told if belongs and told.seq > seq and told.used >= used else None
 
 
 MISPRINTS = {
@@ -351,8 +405,9 @@ def _differences(entry: Entry, expected: Decision) -> Iterator[Finding]:
     elif found.reason is not expected.reason:
         yield finding(FindingKind.WRONG_REASON, entry, "reason", found.reason, expected.reason)
     if found.seq != expected.seq:
-        is_gap = found.seq is not None and expected.seq is not None and found.seq > expected.seq
-        kind = FindingKind.SEQ_GAP if is_gap else FindingKind.SEQ_REPEATED
+        kind = FindingKind.WRONG_WINDOW  # it has a place in a window, and should have none, or the other way round
+        if found.seq is not None and expected.seq is not None:
+            kind = FindingKind.SEQ_GAP if found.seq > expected.seq else FindingKind.SEQ_REPEATED
         yield finding(kind, entry, "seq", found.seq, expected.seq)
     ours, theirs = decision_line(expected), decision_line(found)
     kinds = {

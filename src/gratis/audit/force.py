@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gratis.audit.findings import Finding, FindingKind, finding
 from gratis.enrollment import change, in_force
-from gratis.errors import GratisError
+from gratis.errors import GratisError, UnreadableState
 from gratis.lines import enrollment_line
 
 if TYPE_CHECKING:
@@ -33,16 +33,21 @@ class InForce:
         self._history = history
         self._known: dict[tuple[str, str], Sequence[Change]] = {}
         self._latest: dict[tuple[str, str], int] = {}
+        self.unread: dict[tuple[str, str], str] = {}
 
     def check(self, entry: Entry) -> Iterator[Finding]:
         """What does not follow from the history of the entry's account."""
         decision = entry.decision
         account = (decision.offer, decision.account)
         history = self._of(account)
-        if not history:
-            return  # never enrolled: whoever decided took an enrollment for granted, and the entry says which
         enrollment, latest = decision.terms.enrollment, self._latest.get(account, 0)
         correction = decision.correction
+        if not history:
+            # Never enrolled: whoever decided took an enrollment for granted, and the entry says which. Nobody owns it.
+            is_known = self._history is not None and account not in self.unread
+            if is_known and correction is None and enrollment is not None and enrollment.owners:
+                yield finding(FindingKind.NOT_IN_FORCE, entry, "enrollment", _line(enrollment), "none")
+            return
         if correction is not None:
             if correction.actor is not None and not _owns(history, correction.actor, entry.decided_at):
                 expected = "an owner of the account at that time"
@@ -67,16 +72,22 @@ class InForce:
     def histories(self, offer: str, account: str) -> Iterator[Finding]:
         """What does not follow within a history itself: each change is the next one, made by an owner."""
         made: list[Change] = []
+        self._of((offer, account))
+        if (offer, account) in self.unread:
+            told = self.unread[offer, account]
+            yield Finding(
+                FindingKind.WRONG_ENROLLMENT, None, account, None, "history", told, "changes that can be read"
+            )
         for found in self._of((offer, account)):
             try:
                 expected = change(made, found.enrollment, actor=found.actor, at=found.at, revision=None)
                 is_next = expected.version == found.version and (not made or made[-1].at <= found.at + ON_THE_WAY)
-                told: object = expected.version
+                expects: object = expected.version
             except GratisError as error:
-                is_next, told = False, str(error)
+                is_next, expects = False, str(error)
             if not is_next:
                 kind = FindingKind.WRONG_ENROLLMENT
-                yield Finding(kind, None, account, None, f"change {len(made) + 1}", found.version, told)
+                yield Finding(kind, None, account, None, f"change {len(made) + 1}", found.version, expects)
             made.append(found)
 
     def _of(self, account: tuple[str, str], *, is_fresh: bool = False) -> Sequence[Change]:
@@ -85,7 +96,11 @@ class InForce:
         if is_fresh or account not in self._known:
             if len(self._known) >= ACCOUNTS_MAX:
                 self._known.clear()
-            self._known[account] = self._history(*account)
+            try:
+                self._known[account] = self._history(*account)
+            except UnreadableState as error:
+                self._known[account] = ()
+                self.unread.setdefault(account, str(error))
         return self._known[account]
 
 
@@ -97,13 +112,16 @@ def _version(history: Sequence[Change], enrollment: Enrollment | None, at: datet
         following = history[place + 1 : place + 2]
         if not following or at <= following[0].at + ON_THE_WAY:
             return made.version
-    return 0 if latest == 0 and at <= history[0].at + ON_THE_WAY else None
+    is_taken_for_granted = enrollment is None or not enrollment.owners
+    return 0 if latest == 0 and is_taken_for_granted and at <= history[0].at + ON_THE_WAY else None
 
 
 def _owns(history: Sequence[Change], actor: str, at: datetime) -> bool:
     """Whether somebody was an owner about then."""
-    around = (in_force(history, at - ON_THE_WAY), in_force(history, at), in_force(history, at + ON_THE_WAY))
-    return any(made is not None and actor in made.enrollment.owners for made in around)
+    return any(
+        actor in made.enrollment.owners and made.at - ON_THE_WAY <= at and (ends is None or at <= ends + ON_THE_WAY)
+        for made, ends in zip(history, [*(later.at for later in history[1:]), None], strict=True)
+    )
 
 
 def _line(enrollment: Enrollment | None) -> object:

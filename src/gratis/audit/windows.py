@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from gratis.model import Window, from_micros, micros
+from gratis.model import EPOCH, Window, from_micros, micros
 from gratis.rule import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+Account = tuple[str, str]
+Kind = tuple[str, str]
+
 HELD_MAX = 100_000
+OUTSIDE: Kind = ("\0", "")
+"""The kind of what is outside any window: no group has such a name."""
+NOWHERE = Tally(Window(EPOCH, EPOCH), 0, 0)
 
 _SCHEMA = (
     'CREATE TABLE windows (offer TEXT, account TEXT, "group" TEXT, kind TEXT, start INTEGER, "end" INTEGER,'
@@ -28,9 +34,6 @@ _GET = (
 )
 _ALL = 'SELECT "group", kind, start, "end", used, seq, link FROM windows WHERE offer = ? AND account = ?'
 
-Account = tuple[str, str]
-Kind = tuple[str, str]
-
 
 class Said(Struct, frozen=True):
     """What the last entry of a window says: its tally, and the link of that entry."""
@@ -40,7 +43,7 @@ class Said(Struct, frozen=True):
 
 
 class Windows:
-    """The windows of all accounts, by group, kind and start."""
+    """The windows of all accounts, by group, kind and start; and of each what is outside any."""
 
     def __init__(self, *, held_max: int = HELD_MAX) -> None:
         self._held_max = held_max
@@ -67,8 +70,20 @@ class Windows:
             return held or kept
         return max(held, kept, key=lambda said: said.tally.window.start)
 
+    def leave(self, account: Account, link: str) -> None:
+        """Remember the link of an account's last entry outside any window."""
+        self.put(account, OUTSIDE, Said(NOWHERE, link))
+
+    def outside(self, account: Account) -> str | None:
+        """The link of an account's last entry outside any window."""
+        said = self.get(account, OUTSIDE, EPOCH)
+        return None if said is None else said.link
+
     def of(self, account: Account) -> Iterator[tuple[str, str, Said]]:
         """Every window of an account."""
+        return (found for found in self._all(account) if found[:2] != OUTSIDE)
+
+    def _all(self, account: Account) -> Iterator[tuple[str, str, Said]]:
         held = self._held.get(account, {})
         rows = [] if self._file is None else self._file.execute(_ALL, account).fetchall()
         for group, kind, start, *rest in rows:
@@ -78,6 +93,13 @@ class Windows:
         for (group, kind), starts in held.items():
             for said in starts.values():
                 yield group, kind, said
+
+    def accounts(self) -> list[Account]:
+        """Every account of which something was said."""
+        kept = (
+            [] if self._file is None else self._file.execute("SELECT DISTINCT offer, account FROM windows").fetchall()
+        )
+        return list(dict.fromkeys([*self._held, *kept]))
 
     def close(self) -> None:
         """Give the temporary file back."""

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         description="Decides for every LLM request whether it is free or billed under a complimentary-token offer.",
         epilog="Exit codes: 0; 1 for findings of an audit; 2 for bad use, bad input or a store that cannot be used.",
     )
-    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    top.add_argument("-V", "--version", action=_Version, nargs=0, help="print the version")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _demo(commands)
     _decide(commands)
@@ -110,6 +110,9 @@ def _replay(commands: Commands) -> None:
     )
     command.add_argument(
         "--totals", action="store_true", help="print only requests and tokens, by UTC day, group and reason"
+    )
+    command.add_argument(
+        "--html", metavar="PAGE", help="write a report for people, too: one page (request by request: some 20k/s)"
     )
     command.add_argument(
         "--trust-ids", action="store_true", help="Parquet: judge each row, without a look for ids that come again"
@@ -355,6 +358,7 @@ def _reconcile(commands: Commands) -> None:
         "--fetch", action="store_true", help="ask the provider for its reports, with $OPENAI_ADMIN_KEY"
     )
     command.add_argument("--save", metavar="FOLDER", help="with --fetch: keep the reports as files")
+    command.add_argument("--html", metavar="PAGE", help="write a report for people: one page, complete in itself")
     _format(command)
 
 

@@ -7,12 +7,14 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from gratis.audit.beside import Beside
+from gratis.audit.findings import Finding, FindingKind
 from gratis.audit.fold import Audit, Printed, Unreadable
 from gratis.cli import properties, report
 from gratis.cli.decisions import histories
 from gratis.cli.screen import is_table, paint, safe
 from gratis.cli.streams import Output, Progress, batches, parsed, reading
-from gratis.errors import LedgerError, RequestError, UnreadableEntry
+from gratis.errors import GratisError, LedgerError, RequestError, UnreadableEntry, UnreadableState
 from gratis.lines import ENTRY_BYTES_MAX, entry_of
 from gratis.offers import DEFAULT_OFFER, load, shipped
 from gratis.stores import Linked, Trimmed, behind
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from gratis.audit.findings import Finding
     from gratis.audit.force import History
     from gratis.audit.story import Story
     from gratis.model import Change, Entry
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     Item = Entry | Printed | Unreadable
 
 FOUND = 1
+REASON_MAX = 400
 
 
 def audit(arguments: argparse.Namespace) -> int:
@@ -43,8 +45,11 @@ def audit(arguments: argparse.Namespace) -> int:
     url = arguments.store
     if url is None and arguments.file is None:
         url = os.environ.get("GRATIS_STORE") or DEFAULT_URL
+    if url == "memory:":
+        raise GratisError("audit: memory: ends with its process; expected FILE, the lines of its ledger")
     count, show = 0, _finding_row if is_table(arguments.format) else _finding_line
-    story = report.begin(arguments.html, "Audit", next(iter(offers), DEFAULT_OFFER), is_audit=True)
+    offer = next(iter(offers), DEFAULT_OFFER)
+    story = report.begin(arguments.html, "Audit", offer, is_audit=True, reads=arguments.file)
     with ExitStack() as stack:
         store = None
         if url is not None:
@@ -62,8 +67,15 @@ def audit(arguments: argparse.Namespace) -> int:
             count += 1
     watch.progress.end()
     report.end(arguments.html, story)
-    print(f"gratis: {fold.entries:,} entries, {count:,} findings", file=sys.stderr)
+    print(f"gratis: {_many(fold.entries, 'entry', 'entries')}, {_many(count, 'finding', 'findings')}", file=sys.stderr)
+    if fold.unlinked:
+        many = _many(fold.unlinked, "entry has", "entries have")
+        print(f"gratis: {many} no link: only the rule speaks for them, not the chain", file=sys.stderr)
     return FOUND if count else 0
+
+
+def _many(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
 
 
 class _Watch:
@@ -86,7 +98,17 @@ def _findings(name: str | None, store: Store | None, fold: Audit, watch: _Watch)
     """Of a file, of a store, or of a file and then of what a store has beyond it."""
     ends: dict[int, int] = {}
     if name is not None:
-        yield from fold.findings(watch(_passing(_from_file(name), ends)))
+        items = watch(_passing(_from_file(name), ends))
+        if store is None:
+            yield from fold.findings(items)
+        else:
+            beside = Beside(store)
+            for item in items:
+                found = list(fold.findings((item,)))
+                yield from found
+                others = list(beside.compared(item.entry)) if isinstance(item, Printed) else []
+                yield from [] if found else others  # an edit of the file is told once
+            ends.update(beside.ends)
     if store is not None:
         yield from _of_store(store, fold, watch, None if name is None else ends)
 
@@ -103,18 +125,24 @@ def _of_store(store: Store, fold: Audit, watch: _Watch, ends: dict[int, int] | N
     """The ledger, then counters and links; a live store goes on meanwhile, so each is compared as of its own moment."""
     with store.frozen():
         reader = _Reader(store, ends)
+        if isinstance(store, Trimmed) and (kept := store.kept()) is not None:
+            fold.forgets(kept)
         if ends is None:
             fold.begin(reader.cursor)
         yield from fold.findings(watch(reader.read(None)))
-        for offer, account in store.accounts():
+        for offer, account in dict.fromkeys([*store.accounts(), *fold.accounts()]):
             yield from fold.histories(offer, account)
-            shard, last, tallies = store.counters(offer, account)
-            yield from fold.findings(watch(reader.upto(shard, last)))
-            yield from fold.counters(offer, account, tallies)
-            if isinstance(store, Linked):
-                shard, last, links = store.links(offer, account)
+            try:
+                shard, last, tallies = store.counters(offer, account)
                 yield from fold.findings(watch(reader.upto(shard, last)))
-                yield from fold.links(offer, account, links)
+                yield from fold.counters(offer, account, tallies)
+                if isinstance(store, Linked):
+                    shard, last, links = store.links(offer, account)
+                    yield from fold.findings(watch(reader.upto(shard, last)))
+                    yield from fold.links(offer, account, links)
+            except UnreadableState as error:
+                expected = "counters that can be read"
+                yield Finding(FindingKind.COUNTER_DIFFERS, None, account, None, "counters", str(error), expected)
 
 
 class _Reader:
@@ -189,6 +217,10 @@ def _finding_line(finding: Finding) -> None:
 
 
 def _finding_row(finding: Finding) -> None:
+    if finding.kind is FindingKind.UNREADABLE:
+        print(f"{paint(finding.kind, 'red')}  {safe(finding.field)}: {safe(finding.found, REASON_MAX)}")
+        return
     where = f"entry {finding.entry}" if finding.entry is not None else safe(finding.account or finding.field)
-    text = f"{finding.field} is {safe(finding.found)}; the rule gives {safe(finding.expected)}"
-    print(f"{paint(finding.kind, 'red')}  {where} {safe(finding.id or '')}: {text}")
+    about = where if finding.id is None else f"{where} {safe(finding.id)}"
+    text = f"{safe(finding.field)} is {safe(finding.found)}; the rule gives {safe(finding.expected)}"
+    print(f"{paint(finding.kind, 'red')}  {about}: {text}")

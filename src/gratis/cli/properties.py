@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import signal
 import sys
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     if report.failure is not None and report.history is not None:
         written = write(report.failure, report.history, offer, path, offer_name=offer_name)
     if is_table(arguments.format):
-        _show(report, written)
+        _show(report, written, offer_name)
     else:
         Output().lines([_line(report, written)])
     return FOUND if written is not None else 0
@@ -186,7 +187,7 @@ def _line(report: Report, written: Written | None) -> dict[str, Any]:
     return told
 
 
-def _show(report: Report, written: Written | None) -> None:
+def _show(report: Report, written: Written | None, offer_name: str) -> None:
     """The report for people."""
     failure, history = report.failure, report.history
     histories = "1 history" if report.histories == 1 else f"{number(report.histories)} histories"
@@ -212,7 +213,9 @@ def _show(report: Report, written: Written | None) -> None:
         print(
             "(a replay goes by the requests' own times and has no holds or counters: it does not show this difference)"
         )
-    print(f"again: gratis audit --properties --seed {report.seed} --steps {report.steps} --store …")
+    offer = "" if offer_name == DEFAULT_OFFER else f" --offer {shlex.quote(offer_name)}"
+    again = f"gratis audit --properties --seed {report.seed} --steps {report.steps}{offer} --store …"
+    print(f"again: {safe(again, LINE_MAX)}")
 
 
 def _shown(value: object) -> str:

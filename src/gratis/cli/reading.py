@@ -55,7 +55,8 @@ def readings(arguments: argparse.Namespace) -> int:
         changes={} if arguments.enrollments is None else histories(arguments.enrollments, offer.name),
         models=listed([offer, *(side.offer for side in also)]) if pairs else (),
     )
-    story = report.begin(arguments.html, f"{offer.title}, under {len(sides)} readings", offer.name)
+    title = f"{offer.title}, under {len(sides)} readings"
+    story = report.begin(arguments.html, title, offer.name, reads=arguments.file)
     try:
         code = _judge(arguments.file, compared, story)
         if story is not None:
@@ -105,6 +106,10 @@ def _changed(
         also = revision_sides(offer, own)
         pairs = list(pairwise(range(shown, shown + len(also))))
     if arguments.joins or arguments.leaves:
+        named = [*(model for model, _ in arguments.joins), *arguments.leaves]
+        twice = next((model for model in named if named.count(model) > 1), None)
+        if twice is not None:
+            raise GratisError(f"readings: found {twice!r} more than once; expected one --with or --without a model")
         supposed = offer_with(offer_as(offer, own), joins=dict(arguments.joins), leaves=arguments.leaves)
         pairs.append((0, shown + len(also)))
         also.append(Side(" ".join([*(f"with {m}={g}" for m, g in arguments.joins), *_without(arguments)]), supposed))

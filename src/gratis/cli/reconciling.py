@@ -7,12 +7,14 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gratis import clock
 from gratis.audit.replay import Replay
+from gratis.cli import report as html
 from gratis.cli.decisions import assumed, histories
-from gratis.cli.screen import is_table, number, paint, safe, table
+from gratis.cli.reconciled import result_lines, show, tell
+from gratis.cli.screen import is_table
 from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
 from gratis.errors import GratisError, LedgerError, RequestError
 from gratis.lines import ENTRY_BYTES_MAX, entry_of, request_of
@@ -28,16 +30,15 @@ from gratis.stores.urls import open_store
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
-    from decimal import Decimal
+    from datetime import datetime
 
+    from gratis.audit.story import Story
     from gratis.model import Decision
     from gratis.offer import Offer
-    from gratis.reconcile.findings import Difference, Fit, Money, Result
     from gratis.reconcile.own import Own
 
 FOUND, BAD_INPUT = 1, 2
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_ADMIN_KEY", "OPENAI_BASE_URL"
-WHY_MAX = 110
 
 
 def reconcile(arguments: argparse.Namespace) -> int:
@@ -52,11 +53,16 @@ def reconcile(arguments: argparse.Namespace) -> int:
         return 0
     complain = Complaints(arguments.log or "")
     offer = load(arguments.offer).reading(counts=arguments.counts, overage=arguments.overage)
-    own = _own(arguments, offer, complain)
     prices = load_prices(arguments.prices)
-    result = compare(reports_of(files), own, offer, prices=prices, since=arguments.since, until=arguments.until)
+    reports = reports_of(files)
+    story = html.begin(arguments.html, f"{offer.title}: reported and decided", offer.name, prices=prices)
+    own = _own(arguments, offer, complain, story)
+    result = compare(reports, own, offer, prices=prices, since=arguments.since, until=arguments.until)
+    if story is not None:
+        tell(story, result)
+        html.end(arguments.html, story)
     if is_table(arguments.format):
-        _show(result)
+        show(result)
     else:
         Output().lines(list(result_lines(result)))
     if complain.count:
@@ -111,7 +117,7 @@ def _save(folder: Path, page: Fetched) -> None:
         raise GratisError(f"{folder / page.name}: there already; expected a folder without reports") from None
 
 
-def _own(arguments: argparse.Namespace, offer: Offer, complain: Complaints) -> Own:
+def _own(arguments: argparse.Namespace, offer: Offer, complain: Complaints, story: Story | None) -> Own:
     """What was decided: by a ledger, by a store's, or by a replay of a log."""
     if arguments.log is not None:
         if arguments.tier is None and arguments.enrollments is None:
@@ -119,20 +125,37 @@ def _own(arguments: argparse.Namespace, offer: Offer, complain: Complaints) -> O
         changes = {} if arguments.enrollments is None else histories(arguments.enrollments, offer.name)
         judge = Replay(offer, assume=assumed(arguments), changes=changes)
         try:
-            return _gathered(arguments, offer, _replayed(arguments.log, judge, complain))
+            return _gathered(arguments, offer, _replayed(arguments.log, judge, complain), story)
         finally:
             judge.close()
     if arguments.ledger is not None:
-        return _gathered(arguments, offer, _of_ledger(arguments.ledger))
+        return _gathered(arguments, offer, _of_ledger(arguments.ledger), story)
     store = open_store(arguments.store, must_exist=True)
     try:
-        return _gathered(arguments, offer, (entry.decision for entry in store.entries()))
+        return _gathered(arguments, offer, (entry.decision for entry in store.entries()), story)
     finally:
         store.close()
 
 
-def _gathered(arguments: argparse.Namespace, offer: Offer, decisions: Iterator[Decision]) -> Own:
+def _gathered(arguments: argparse.Namespace, offer: Offer, decisions: Iterator[Decision], story: Story | None) -> Own:
+    if story is not None:
+        decisions = _told(arguments, offer, decisions, story)
     return gather(decisions, offer=offer.name, account=arguments.account, since=arguments.since, until=arguments.until)
+
+
+def _told(
+    arguments: argparse.Namespace, offer: Offer, decisions: Iterator[Decision], story: Story
+) -> Iterator[Decision]:
+    """The decisions, and the page told of those that are compared."""
+    for decision in decisions:
+        is_ours = decision.offer == offer.name and arguments.account in {None, decision.account}
+        if is_ours and not decision.replayed and _is_within(decision.at, arguments.since, arguments.until):
+            story.add(decision)
+        yield decision
+
+
+def _is_within(at: datetime, since: datetime | None, until: datetime | None) -> bool:
+    return (since is None or since <= at) and (until is None or at < until)
 
 
 def _of_ledger(name: str) -> Iterator[Decision]:
@@ -161,204 +184,3 @@ def _replayed(name: str, judge: Replay, complain: Complaints) -> Iterator[Decisi
                         complain(place, error)
             progress.add(len(batch))
     progress.end()
-
-
-def result_lines(result: Result) -> Iterator[dict[str, Any]]:
-    """A reconciliation as JSON lines; amounts of money are strings, with all their digits."""
-    for one in result.differences:
-        yield difference_line(one)
-    for over in result.over:
-        yield {"kind": "over_allowance", **{name: getattr(over, name) for name in over.__struct_fields__}}
-    for check in result.identities:
-        yield {
-            "kind": "identity",
-            "number": check.number,
-            "text": check.text,
-            "checked": check.checked,
-            "held": check.held,
-            "failed": check.failed,
-        }
-    if result.fit is not None:
-        yield from _fit_lines(result.fit)
-    if result.money is not None:
-        yield from _money_lines(result.money)
-    for note in result.notes:
-        yield {"kind": "note", "text": note}
-    yield {
-        "kind": "summary",
-        "offer": result.offer,
-        "reading": result.reading or None,
-        "since": result.since.date(),
-        "until": result.until.date(),
-        "reported": result.reported,
-        "decided": result.decided,
-        "reported_free": result.reported_free,
-        "decided_free": result.decided_free,
-        "differences": len(result.differences),
-        "unexplained": sum(1 for one in result.differences if one.unexplained),
-        "clean": result.is_clean,
-    }
-
-
-def difference_line(one: Difference) -> dict[str, Any]:
-    """A difference as its line."""
-    return {
-        "kind": "difference",
-        "measure": one.measure,
-        "day": one.day,
-        "group": one.group,
-        "project": one.project,
-        "model": one.model,
-        "reported": one.reported,
-        "decided": one.decided,
-        "difference": one.difference,
-        "explained": one.explained,
-        "unexplained": one.unexplained,
-        "causes": [{"cause": part.cause, "tokens": part.tokens, "why": part.why} for part in one.parts],
-    }
-
-
-def _fit_lines(fit: Fit) -> Iterator[dict[str, Any]]:
-    for rank, one in enumerate(fit.ranked, start=1):
-        yield {
-            "kind": "reading",
-            "rank": rank,
-            "reading": one.reading,
-            "same_as": list(one.same_as),
-            "off": one.off,
-            "exact": one.exact,
-            "closer": one.closer,
-            "farther": one.farther,
-            "used": one.is_used,
-        }
-    deciding = [{"day": day, "group": group} for day, group in fit.deciding]
-    yield {
-        "kind": "fit",
-        "days": fit.days,
-        "deciding": deciding,
-        "margin": fit.margin,
-        "sure": fit.is_sure,
-        "sentence": fit.sentence,
-    }
-
-
-def _money_lines(money: Money) -> Iterator[dict[str, Any]]:
-    for one in money.models:
-        yield {
-            "kind": "charged",
-            "model": one.model,
-            "expected": _amount(one.expected),
-            "charged": _amount(one.charged),
-            "difference": _amount(one.difference),
-            "note": one.note or None,
-        }
-    yield {
-        "kind": "money",
-        "currency": money.currency,
-        "saved": _amount(money.saved),
-        "saved_basis": money.saved_basis,
-        "spent": _amount(money.spent),
-        "prices": money.prices,
-        "as_of": money.as_of,
-        "source": money.source,
-        "no_price_known": dict(money.unpriced),
-        "other_lines": {name: _amount(amount) for name, amount in money.other_lines},
-    }
-
-
-def _amount(value: Decimal | None) -> str | None:
-    """An amount with all its digits, and never as 1E-7."""
-    return None if value is None else f"{value:f}"
-
-
-def _show(result: Result) -> None:
-    """A reconciliation for people."""
-    print(f"{result.offer}, {result.reading or 'no tiers reported'}: {result.since.date()} to {result.until.date()}")
-    free = "" if result.reported_free is None else f", {result.reported_free:,} free"
-    print(f"reported {result.reported:,} tokens{free}; decided {result.decided:,}, {result.decided_free:,} free\n")
-    if result.differences:
-        _show_differences(result)
-    for over in result.over:
-        text = f"{over.day} {over.group}: {over.reported:,} free tokens in the report, allowance {over.allowance:,}"
-        print(paint(text, "red"))
-    for check in result.identities:
-        state = paint("holds", "green") if not check.failed else paint(f"fails {check.failed:,} times", "red")
-        print(f"{check.number}. {check.text}: {state}, of {check.checked:,}")
-    if result.fit is not None:
-        _show_fit(result.fit)
-    if result.money is not None:
-        _show_money(result.money)
-    for note in result.notes:
-        print(paint(f"note: {safe(note, 200)}", "dim"))
-    print("\nno differences" if result.is_clean else f"\n{len(result.differences):,} differences")
-
-
-def _show_differences(result: Result) -> None:
-    head = ("day", "group", "project", "model", "measure", "reported", "decided", "difference", "unexplained")
-    rows, colors = [], []
-    for one in result.differences:
-        rows.append(
-            (
-                one.day.isoformat(),
-                safe(one.group or "-"),
-                safe(one.project or "-"),
-                safe(one.model or "-"),
-                one.measure.value,
-                number(one.reported),
-                number(one.decided),
-                f"{one.difference:+,}",
-                f"{one.unexplained:+,}" if one.unexplained else "",
-            )
-        )
-        colors.append("red" if one.unexplained else "yellow")
-    print(table(head, rows, right=head[5:], colors=colors))
-    print()
-    whys = {(part.cause, part.why): 0 for one in result.differences for part in one.parts}
-    for one in result.differences:
-        for part in one.parts:
-            whys[part.cause, part.why] += 1
-    for (cause, why), times in whys.items():
-        print(f"{paint(cause, 'yellow')}: {safe(why, WHY_MAX)}" + (f" ({times} differences)" if times > 1 else ""))
-    print()
-
-
-def _show_fit(fit: Fit) -> None:
-    print("\nreadings of the rule, by how far they are off what was reported as free")
-    rows = [
-        (
-            safe(one.reading) + (" *" if one.is_used else ""),
-            number(one.off),
-            f"{one.exact:,} of {fit.days:,}",
-            number(one.closer),
-            number(one.farther),
-        )
-        for one in fit.ranked
-    ]
-    head = ("reading (* in use)", "off", "exact", "closer", "farther")
-    print(table(head, rows, right=head[1:]))
-    print(fit.sentence)
-
-
-def _show_money(money: Money) -> None:
-    print(f"\nsaved {_amount(money.saved)} {money.currency} at list price ({money.saved_basis})")
-    if money.spent is not None:
-        print(f"spent {_amount(money.spent)} {money.currency}")
-    if money.models:
-        rows = [
-            (
-                safe(one.model),
-                _amount(one.expected) or "",
-                _amount(one.charged) or "",
-                _amount(one.difference) or "",
-                safe(one.note),
-            )
-            for one in money.models
-        ]
-        print(
-            table(("model", "expected", "charged", "difference", ""), rows, right=("expected", "charged", "difference"))
-        )
-    for model, tokens in money.unpriced:
-        print(f"no price known: {safe(model)}, {tokens:,} free tokens")
-    for name, amount in money.other_lines:
-        print(f"other: {safe(name)} {_amount(amount)}")
-    print(paint(f"prices: {money.prices}, as of {money.as_of}; {safe(money.source, 200)}", "dim"))

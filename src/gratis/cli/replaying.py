@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from gratis.audit.replay import Replay
-from gratis.cli import sheets
+from gratis.cli import report, sheets
 from gratis.cli.decisions import BAD_INPUT, COLUMNS, assumed, histories, judged, requests_in
 from gratis.cli.screen import Listing, is_table, number as spelled, table
 from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
@@ -20,7 +21,10 @@ from gratis.offers import load
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+    from types import TracebackType
 
+    from gratis.audit.columns.tables import Judge
+    from gratis.audit.story import Story
     from gratis.cli.decisions import Read
     from gratis.model import Change, Decision, Enrollment
     from gratis.offer import Offer
@@ -42,24 +46,48 @@ def replay(arguments: argparse.Namespace) -> int:
     if arguments.responses and form != "json":
         raise GratisError("--responses: expected JSON lines")
     if form == "parquet":
-        return _by_columns(arguments, offer, assumed(arguments), changes)
-    if arguments.trust_ids or arguments.zone is not None:
+        _needs_columns(arguments.file)
+    elif arguments.trust_ids or arguments.zone is not None:
         raise GratisError(f"--{'zone' if arguments.zone else 'trust-ids'}: expected with Parquet only")
-    if form == "json" and _is_large(arguments):
+    if arguments.html is None and form == "parquet":
+        return _by_columns(arguments, offer, assumed(arguments), changes)
+    if arguments.html is None and form == "json" and _is_large(arguments):
         return _by_spool(arguments, offer, assumed(arguments), changes)
-    judge = Replay(offer, assume=assumed(arguments), changes=changes)
+    return _by_rows(arguments, form, Replay(offer, assume=assumed(arguments), changes=changes))
+
+
+def _by_rows(arguments: argparse.Namespace, form: str, judge: Replay) -> int:
+    """Judge one request after the other; a report, which tells of models and prices, is told so, too."""
+    offer = load(arguments.offer)
+    complain = _Rows(arguments.file) if form == "parquet" else Complaints(arguments.file)
+    story = report.begin(arguments.html, f"{offer.title}, replayed", offer.name)
     try:
         with ExitStack() as stack:
-            answers = Answers(arguments, stack)
-            file = stack.enter_context(reading(arguments.file))
-            source: Iterator[list[Read]] = (
-                requests_in(arguments, file) if form == "json" else sheets.read(file, arguments.file)
-            )
-            code = judged(source, judge.decide_many, answers.decisions, Complaints(arguments.file))
-            answers.end()
-            return code
+            answers = stack.enter_context(Answers(arguments, story))
+            code = judged(_source(arguments, form, stack), judge.decide_many, answers.decisions, complain)
+        report.end(arguments.html, story)
+        return code
     finally:
         judge.close()
+
+
+def _source(arguments: argparse.Namespace, form: str, stack: ExitStack) -> Iterator[list[Read]]:
+    """The requests of a log with their numbers, some at a time."""
+    if form == "parquet":
+        from gratis.audit.columns.logs import Log, requests  # noqa: PLC0415 - an extra, loaded where it is used
+
+        return requests(Log([arguments.file], zone=arguments.zone), zone=arguments.zone)
+    file = stack.enter_context(reading(arguments.file))
+    return requests_in(arguments, file) if form == "json" else sheets.read(file, arguments.file)
+
+
+class _Rows(Complaints):
+    """Bad rows of Parquet: it has no lines."""
+
+    def __call__(self, number: int, error: Exception) -> None:
+        """Report one bad row."""
+        self.count += 1
+        print(f"gratis: {self._source}: row {number}: {error}", file=sys.stderr)
 
 
 def _form(arguments: argparse.Namespace) -> str:
@@ -96,66 +124,57 @@ def _by_columns(
     arguments: argparse.Namespace, offer: Offer, assume: Enrollment | None, changes: dict[str, list[Change]]
 ) -> int:
     """Judge Parquet files: what is remembered of them does not grow with their rows."""
-    _needs_columns(arguments.file)
     from gratis.audit.columns.logs import IDS, Log, without_ids  # noqa: PLC0415 - an extra, loaded where it is used
     from gratis.audit.columns.repeats import NO_REPEATS, Finder  # noqa: PLC0415 - as above
     from gratis.audit.columns.tables import Judge  # noqa: PLC0415 - as above
 
     log = Log([arguments.file], zone=arguments.zone)
-    progress, complaints = Progress("rows"), 0
+    progress, rows = Progress("rows"), _Rows(arguments.file)
 
     def complain(row: int, error: RequestError) -> None:
-        nonlocal complaints
-        complaints += 1
         progress.end()
-        print(f"gratis: {arguments.file}: row {row}: {error}", file=sys.stderr)
+        rows(row, error)
 
-    with ExitStack() as stack:
-        answers, repeats = Answers(arguments, stack), NO_REPEATS
-        if log.has_ids and not arguments.trust_ids:
-            finder = stack.enter_context(Finder())
+    with Answers(arguments) as answers, Finder() as finder:
+        repeats, looks = NO_REPEATS, log.has_ids and not arguments.trust_ids
+        if looks:
             for batch in log.batches(fields=IDS):
                 finder.add(batch)
             repeats = finder.found(lambda: log.batches(fields=IDS))
         judge = Judge(offer, assume=assume, changes=changes, zone=arguments.zone, repeats=repeats, on_error=complain)
-        for batch in log.batches(fields=without_ids(log, needs_ids=not arguments.totals)):
-            if arguments.totals:
-                judge.add(batch)
-            else:
-                answers.batch(judge.decide(batch))
+        needs_ids = looks or not arguments.totals
+        for batch in log.batches(fields=without_ids(log, needs_ids=needs_ids)):
+            answers.take(judge, batch)
             progress.add(batch.num_rows)
         progress.end()
-        answers.totals = {(one["day"], one["group"], one["reason"]): _sums(one) for one in judge.totals()}
-        answers.end()
-    return BAD_INPUT if complaints else 0
+        answers.sum(judge)
+    return BAD_INPUT if rows.count else 0
 
 
 def _by_spool(
     arguments: argparse.Namespace, offer: Offer, assume: Enrollment | None, changes: dict[str, list[Change]]
 ) -> int:
-    """Judge a large file of JSON lines as columns: the same decisions and the same errors, in a fifth of the time."""
+    """Judge a large file of JSON lines as columns: the same decisions and the same errors as row by row."""
     from gratis.audit.columns.spool import Spool  # noqa: PLC0415 - an extra, loaded where it is used
     from gratis.audit.columns.tables import Judge  # noqa: PLC0415 - as above
 
     complain, progress = Complaints(arguments.file), Progress("requests")
     told: list[tuple[int, RequestError]] = []
-    with ExitStack() as stack:
-        answers, file = Answers(arguments, stack), stack.enter_context(reading(arguments.file))
-        spool = stack.enter_context(Spool(lambda line: request_of(parsed(line))))
-        repeats = spool.take(batches(file))
+    with (
+        Answers(arguments) as answers,
+        reading(arguments.file) as file,
+        Spool(lambda line: request_of(parsed(line))) as spool,
+    ):
         judge = Judge(
             offer,
             assume=assume,
             changes=changes,
-            repeats=repeats,
+            repeats=spool.take(batches(file)),
             on_error=lambda row, error: told.append((row, error)),
         )
         for batch, errors in spool.batches():
             begin = judge.rows + 1
-            if arguments.totals:
-                judge.add(batch)
-            else:
-                answers.batch(judge.decide(batch))
+            answers.take(judge, batch)
             lines = batch.column("line")
             found = [(lines[row - begin].as_py(), error) for row, error in told]
             found += [(number, RequestError(field, message)) for number, field, message in errors]
@@ -165,8 +184,7 @@ def _by_spool(
                 complain(number, error)
             progress.add(batch.num_rows)
         progress.end()
-        answers.totals = {(one["day"], one["group"], one["reason"]): _sums(one) for one in judge.totals()}
-        answers.end()
+        answers.sum(judge)
     return BAD_INPUT if complain.count else 0
 
 
@@ -179,27 +197,55 @@ def _sums(line: dict[str, Any]) -> list[int]:
 
 
 class Answers:
-    """Where decisions go: to standard output, to a file, or into totals."""
+    """Where decisions go: to standard output, to a file, or into totals; and into a report beside that.
 
-    def __init__(self, arguments: argparse.Namespace, stack: ExitStack) -> None:
+    A file has its name only when all is in it.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, story: Story | None = None) -> None:
         self._is_table = is_table(arguments.format)
         self._counts = arguments.totals
+        self._story = story
         self._parquet: Any = None
         self._sheet: sheets.Sheet | None = None
         self._file: IO[bytes] | None = None
+        self._behind: Any = None
         self._output = Output()
         self._listing = Listing(COLUMNS)
-        self.totals: Totals = {}
-        if arguments.out is not None:
-            if self._counts:
-                raise GratisError("--out: expected without --totals, which are printed")
-            self._open(Path(arguments.out), stack)
+        self._totals: Totals = {}
+        self._stack = ExitStack()
+        self._path = None if arguments.out is None else Path(arguments.out)
+        if self._path is not None and self._counts:
+            raise GratisError("--out: expected without --totals, which are printed")
+        if self._path is not None:
+            _check(self._path)
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            with self._told():
+                self._open(self._path, self._stack.enter_context(_whole(self._path)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._told():
+            self._stack.__exit__(kind, error, trace)
+        if error is None and self._counts:
+            self._print()
 
     def decisions(self, decisions: Sequence[Decision]) -> None:
         """Take the next decisions."""
+        if self._story is not None:
+            for decision in decisions:
+                self._story.add(decision)
+        with self._told():
+            self._take(decisions)
+
+    def _take(self, decisions: Sequence[Decision]) -> None:
         if self._counts:
             for decision in decisions:
-                _add(self.totals, decision)
+                _add(self._totals, decision)
         elif self._parquet is not None:
             import pyarrow as pa  # noqa: PLC0415 - an extra
 
@@ -215,8 +261,24 @@ class Answers:
         else:
             self._output.decisions(decisions)
 
-    def batch(self, batch: Any) -> None:
-        """Take the next decisions as columns."""
+    def take(self, judge: Judge, batch: Any) -> None:
+        """Judge the next rows, and take what is decided; it is written while the next ones are judged."""
+        from gratis.audit.columns.behind import Behind  # noqa: PLC0415 - an extra
+
+        if self._counts:
+            judge.add(batch)
+            return
+        if self._behind is None:
+            self._behind = self._stack.enter_context(Behind(self._batch))
+        found = judge.decide(batch)
+        with self._told():
+            self._behind.put(found)
+
+    def sum(self, judge: Judge) -> None:
+        """Take the totals of all that was judged."""
+        self._totals = {(one["day"], one["group"], one["reason"]): _sums(one) for one in judge.totals()}
+
+    def _batch(self, batch: Any) -> None:
         from gratis.audit.columns.writing import lines_of  # noqa: PLC0415 - an extra
 
         if self._parquet is not None:
@@ -234,12 +296,21 @@ class Answers:
                 file.write(lines)
             file.flush()
 
-    def end(self) -> None:
-        """Print the totals, if it was asked for them."""
-        if not self._counts:
-            return
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say in one line that the file cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            if self._path is None:
+                raise
+            said = os.strerror(error.errno) if error.errno else str(error)
+            raise GratisError(f"--out: {self._path}: {said}") from None
+
+    def _print(self) -> None:
+        """The totals."""
         found = [
-            dict(zip(TOTALS, (*key, *sums), strict=True)) for key, sums in sorted(self.totals.items(), key=_in_order)
+            dict(zip(TOTALS, (*key, *sums), strict=True)) for key, sums in sorted(self._totals.items(), key=_in_order)
         ]
         if self._is_table:
             rows = [[str(one[name] or "") for name in TOTALS[:NAMED]] + [*map(spelled, _sums(one))] for one in found]
@@ -247,22 +318,40 @@ class Answers:
         else:
             self._output.lines(found)
 
-    def _open(self, path: Path, stack: ExitStack) -> None:
-        """The file for decisions, in the form that its name says."""
-        form = SUFFIXES.get(path.suffix)
-        if form is None:
-            raise GratisError(f"--out: found {str(path)!r}; expected a name that ends with .jsonl, .csv or .parquet")
+    def _open(self, path: Path, part: Path) -> None:
+        """The file for decisions, in the form that its name says; it is `part` for now."""
+        form = SUFFIXES[path.suffix]
         if form == "parquet":
-            _needs_columns(str(path))
-            import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
+            from gratis.audit.columns.writing import parquet  # noqa: PLC0415 - an extra
 
-            from gratis.audit.columns.tables import SCHEMA  # noqa: PLC0415 - as above
-
-            self._parquet = stack.enter_context(pq.ParquetWriter(path, SCHEMA, compression="zstd"))
+            self._parquet = self._stack.enter_context(parquet(part))
         elif form == "csv":
-            self._sheet = sheets.Sheet(stack.enter_context(path.open("w", encoding="utf-8", newline="")))
+            self._sheet = sheets.Sheet(self._stack.enter_context(part.open("w", encoding="utf-8", newline="")))
         else:
-            self._file = stack.enter_context(path.open("wb"))
+            self._file = self._stack.enter_context(part.open("wb"))
+
+
+def _check(path: Path) -> None:
+    """Refuse a file whose name says no form."""
+    form = SUFFIXES.get(path.suffix)
+    if form is None:
+        raise GratisError(f"--out: found {str(path)!r}; expected a name that ends with .jsonl, .csv or .parquet")
+    if form == "parquet":
+        _needs_columns(str(path))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write until all is there: then it gets its name; before that nothing has it."""
+    if path.exists() and not path.is_file():
+        yield path  # a pipe or a device is written as it is
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _add(totals: Totals, decision: Decision) -> None:

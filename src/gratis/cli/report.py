@@ -15,8 +15,19 @@ if TYPE_CHECKING:
     from gratis.prices import Prices
 
 
-def begin(file: str | None, title: str, offer: str | None, *, is_audit: bool = False) -> Story | None:
-    """The story for a file; None without one. That it can be written is asked before the work, not after it."""
+def begin(
+    file: str | None,
+    title: str,
+    offer: str | None,
+    *,
+    is_audit: bool = False,
+    prices: Prices | None = None,
+    reads: str | None = None,
+) -> Story | None:
+    """The story for a file; None without one. That it can be written is asked before the work, not after it.
+
+    `reads` is the file that is told of: a page never takes its place.
+    """
     if file is None:
         return None
     folder = Path(file).absolute().parent
@@ -24,7 +35,9 @@ def begin(file: str | None, title: str, offer: str | None, *, is_audit: bool = F
         raise GratisError(f"--html: found the folder {file!r}; expected the name of a file")
     if not os.access(folder, os.W_OK):
         raise GratisError(f"--html: {file}: nothing can be written to {folder}; expected a folder that is there")
-    return Story(title, prices_for(offer), is_audit=is_audit)
+    if reads is not None and Path(file).exists() and Path(reads).exists() and Path(file).samefile(reads):
+        raise GratisError(f"--html: {file}: found the file that is read; expected another")
+    return Story(title, prices or prices_for(offer), is_audit=is_audit)
 
 
 def end(file: str | None, story: Story | None) -> None:

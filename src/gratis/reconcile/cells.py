@@ -26,7 +26,7 @@ from gratis.reconcile.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from gratis.offer import Offer
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Key = tuple["datetime", str | None, str | None]
 """A UTC day, by its midnight, a project and a model."""
+
+Span = tuple["datetime", "datetime"]
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class Table:
     cells: dict[Key, Cell]
     keys: tuple[Key | None, ...]
     tools: Counter[tuple[datetime, str | None]]
+    has_cached: bool
     notes: tuple[str, ...]
 
     def key(self, day: datetime, project: str | None, model: str | None) -> Key:
@@ -85,34 +88,24 @@ def beside(report: Report, own: Own, *, since: datetime | None, until: datetime 
     kinds = {row.kind for row in counted} | {COMPLETIONS}
     asked = [row for row in counted if row.kind == COMPLETIONS]
     here = [item for item in own.items if first <= item.request.at < last]
-    by_project = any(row.project for row in asked) and any(item.request.project for item in here)
+    by_project = _is_by_project(asked, here)
     by_model, by_tier = any(row.model for row in asked), any(row.service_tier for row in asked)
     cells: defaultdict[Key, Cell] = defaultdict(Cell)
     notes = list(_notes(asked, here, kinds, by_project=by_project, by_model=by_model, by_tier=by_tier))
     for row in counted:
         key = (row.day, row.project if by_project else None, row.model if by_model else None)
         _add(cells[key], row)
-    keys: list[Key | None] = []
-    outside = 0
-    for place, item in enumerate(own.items):
-        request = item.request
-        if REPORTED_AS.get(request.kind) not in kinds:
-            keys.append(None)
-            continue
-        day = day_of(request.at)
-        found = (day, request.project if by_project else None, request.model if by_model else None)
-        keys.append(found)
-        if first <= day < last:
-            cells[found].places.append(place)
-        else:
-            outside += 1
-    if outside:
-        notes.append(f"{outside:,} requests lie outside the days that the report covers")
+    named = _named(own, kinds, by_project=by_project, by_model=by_model)
+    keys, told = _placed(own, named, cells, _hours(spans), (first, last))
+    notes.extend(told)
     tools = Counter[tuple["datetime", str | None]]()
     for row in rows:
         if row.kind in HOSTED_TOOLS:
             tools[row.day, row.project if by_project else None] += row.count
-    return Table(first, last, by_project, by_model, by_tier, dict(cells), tuple(keys), tools, tuple(notes))
+    has_cached = any(item.request.cached_tokens for item in here)
+    if not has_cached and any(row.cached_tokens for row in asked) and here:
+        notes.append("no request here says how many of its tokens were cached: that is not compared")
+    return Table(first, last, by_project, by_model, by_tier, dict(cells), tuple(keys), tools, has_cached, tuple(notes))
 
 
 def group_of(offer: Offer, key: Key) -> str | None:
@@ -121,6 +114,70 @@ def group_of(offer: Offer, key: Key) -> str | None:
     revision = offer.at(day)
     group = None if revision is None or model is None else revision.group_of(model, Kind.COMPLETION)
     return None if group is None else group.name
+
+
+def _named(own: Own, kinds: set[str], *, by_project: bool, by_model: bool) -> list[Key | None]:
+    """The cell of each request, whether the report is about its day or not; None where no report is about its kind."""
+    return [
+        (
+            day_of(item.request.at),
+            item.request.project if by_project else None,
+            item.request.model if by_model else None,
+        )
+        if REPORTED_AS.get(item.request.kind) in kinds
+        else None
+        for item in own.items
+    ]
+
+
+def _placed(
+    own: Own,
+    keys: list[Key | None],
+    cells: defaultdict[Key, Cell],
+    hours: Mapping[datetime, Span],
+    days: Span,
+) -> tuple[list[Key | None], list[str]]:
+    """Put the requests into their cells, but for those of hours of a day that the report is not about."""
+    kept, outside, aside = list(keys), 0, 0
+    for place, key in enumerate(keys):
+        if key is None:
+            continue
+        start, end = hours.get(key[0], (key[0], key[0] + DAY))
+        if not days[0] <= key[0] < days[1]:
+            outside += 1
+        elif start <= own.items[place].request.at < end:
+            cells[key].places.append(place)
+        else:
+            kept[place] = None
+            aside += 1
+    notes = [
+        f"of {day_text(day)} the report has only {start:%H:%M:%S} to {end:%H:%M:%S}"
+        for day, (start, end) in sorted(hours.items())
+        if end - start < DAY
+    ]
+    if aside:
+        notes.append(f"{aside:,} requests lie outside these hours: they take allowance, and are not compared")
+    if outside:
+        notes.append(f"{outside:,} requests lie outside the days that the report covers")
+    return kept, notes
+
+
+def _is_by_project(rows: list[UsageRow], items: list[Item]) -> bool:
+    """Whether both sides tell projects apart, and by the same names."""
+    named = {row.project for row in rows}
+    ours = {item.request.project for item in items}
+    if None in ours and None not in named:
+        return False  # a request of the provider's default project, say, which the report names
+    return bool((named & ours) - {None})
+
+
+def _hours(spans: list[Span]) -> dict[datetime, Span]:
+    """From when until when of each of its days the report is."""
+    found: dict[datetime, Span] = {}
+    for start, end in spans:
+        first, last = found.get(day_of(start), (start, end))
+        found[day_of(start)] = min(first, start), max(last, end)
+    return found
 
 
 def _within(instant: datetime, since: datetime | None, until: datetime | None) -> bool:
@@ -139,6 +196,16 @@ def _add(cell: Cell, row: UsageRow) -> None:
         cell.unknown += row.tokens
 
 
+def _without_projects(rows: list[UsageRow], items: list[Item]) -> str:
+    """Why projects cannot be told apart."""
+    if not any(row.project for row in rows):
+        return "the report names no projects"
+    lacking = sum(1 for item in items if item.request.project is None)
+    if lacking:
+        return f"{lacking:,} of {len(items):,} requests here name no project"
+    return "no project has the same name in the report and here"
+
+
 def _notes(
     rows: list[UsageRow], items: list[Item], kinds: set[str], *, by_project: bool, by_model: bool, by_tier: bool
 ) -> Iterable[str]:
@@ -148,8 +215,7 @@ def _notes(
     if rows and not by_model:
         yield "the report is not grouped by model: groups cannot be told apart"
     if rows and not by_project:
-        side = "the report names" if not any(row.project for row in rows) else "the decisions name"
-        yield f"{side} no projects: they are compared together"
+        yield f"{_without_projects(rows, items)}: all projects are compared together"
     odd = sorted({row.service_tier for row in rows if row.service_tier} - BILLED_TIERS - {FREE_TIER})
     if odd:
         yield f"service tiers that are not known, taken for neither free nor billed: {', '.join(odd)}"

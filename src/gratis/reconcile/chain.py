@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from gratis.audit.readings import offer_as
 from gratis.reconcile.findings import Cause, Part
 from gratis.reconcile.fit import Slot, by_slot, readings_of, slots, used_reading
@@ -47,6 +49,7 @@ class Chain:
         self.current = judged(own, offer, {}, {})
         self.keys = self._keys({})
         self.free: dict[Reading, list[int]] = {}
+        self._within: tuple[list[Key | None], dict[Key, list[int]]] | None = None
         self._tried: tuple[Amended, dict[Slot, Others]] | None = None
         self._by_day: dict[datetime, list[int]] | None = defaultdict(list) if _is_daily(offer, table) else None
         if self._by_day is not None:
@@ -89,10 +92,16 @@ class Chain:
 
     def read_as(self, reading: Reading) -> None:
         """Judge under another reading of the rule."""
-        after = self.free[reading]
-        change = self._change(after, self.keys)
-        self.account(Cause.RULE_DIFFERS, f"the report fits the reading {reading} better than {self.used}", change)
-        self.current, self.offer = after, offer_as(self.offer, reading)
+        tier = replace(self.used, tier=reading.tier)
+        if reading.tier is not None and tier in self.free:
+            why = f"the report fits the allowances of usage tier {reading.tier}: enrolled there at another tier"
+            self.account(Cause.ENROLLMENT_OR_BALANCE, why, self._change(self.free[tier], self.keys))
+            self.current = self.free[tier]
+        if reading != tier:
+            how = "fits" if not any(self.off(reading)) else "is nearer to"
+            why = f"the report {how} the reading {reading}, not {self.used}"
+            self.account(Cause.RULE_DIFFERS, why, self._change(self.free[reading], self.keys))
+        self.current, self.offer = self.free[reading], offer_as(self.offer, reading)
 
     def gain(self, change: Mapping[Key, int]) -> int:
         """By how much nearer the report would be."""
@@ -115,6 +124,16 @@ class Chain:
             return self.amended[place]
         item = self.own.items[place]
         return item.request, self.own.enrollments[item.enrollment]
+
+    def within(self, key: Key) -> Sequence[int]:
+        """The requests that count in a cell by now, in their order."""
+        if self._within is None or self._within[0] is not self.keys:
+            found: defaultdict[Key, list[int]] = defaultdict(list)
+            for place, other in enumerate(self.keys):
+                if other is not None:
+                    found[other].append(place)
+            self._within = self.keys, found
+        return self._within[1].get(key, ())
 
     def calls(self, key: Key) -> int:
         """Calls of hosted tools on a cell's day, by its project or by one that is not told."""

@@ -137,6 +137,9 @@ def _usage(cells: Mapping[str, str], when: tuple[datetime, datetime], file: str,
         output_tokens=_count(cells, "output_tokens", file, where),
         cached_tokens=cached,
         cache_write_tokens=written,
+        uncached_tokens=_count(cells, "input_uncached_tokens", file, where)
+        if cells.get("input_uncached_tokens")
+        else None,
         requests=_count(cells, "num_model_requests", file, where),
     )
 

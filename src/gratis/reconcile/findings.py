@@ -29,11 +29,13 @@ class Cause(StrEnum):
 
 @unique
 class Measure(StrEnum):
-    """What is compared: all tokens, those that were free, or, where the sums agree, those of the input."""
+    """What is compared: all tokens, those that were free, and, where the sums agree, their parts and their requests."""
 
     TOKENS = "tokens"
     FREE = "free_tokens"
     INPUT = "input_tokens"
+    CACHED = "cached_tokens"
+    REQUESTS = "requests"
 
 
 class Part(Struct, frozen=True):
@@ -72,18 +74,44 @@ class Difference(Struct, frozen=True):
         return self.difference - self.explained
 
 
+class Check(Struct, frozen=True):
+    """One identity at one place: what was found there, and what it should be. None where a check is not by that."""
+
+    found: int | Decimal | None
+    expected: int | Decimal | None
+    is_held: bool
+    day: date | None = None
+    group: str | None = None
+    project: str | None = None
+    model: str | None = None
+
+
 class Identity(Struct, frozen=True):
-    """One of the five checks: how often it was made, how often it held, and how it reads."""
+    """One of the five checks: how it reads, and each place at which it was made."""
 
     number: int
     text: str
-    checked: int
-    held: int
+    checks: tuple[Check, ...]
+
+    @property
+    def fails(self) -> tuple[Check, ...]:
+        """Where it did not hold."""
+        return tuple(check for check in self.checks if not check.is_held)
+
+    @property
+    def checked(self) -> int:
+        """How often it was made."""
+        return len(self.checks)
+
+    @property
+    def held(self) -> int:
+        """How often it held."""
+        return len(self.checks) - len(self.fails)
 
     @property
     def failed(self) -> int:
         """How often it did not hold."""
-        return self.checked - self.held
+        return len(self.fails)
 
 
 class Ranked(Struct, frozen=True):
@@ -117,11 +145,17 @@ class Fit(Struct, frozen=True):
     deciding: tuple[tuple[date, str | None], ...]
     margin: int
     sentence: str
+    is_exact: bool = False
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether one reading is closer than all others, and exact wherever they part."""
+        return self.is_exact and bool(self.deciding) and self.margin > 0 and not self.ranked[0].rivals
 
     @property
     def is_sure(self) -> bool:
-        """Whether one reading is closer than all others."""
-        return bool(self.deciding) and self.margin > 0 and not self.ranked[0].rivals
+        """Whether that is so on more than one day or group: once may be chance."""
+        return self.is_likely and len(self.deciding) > 1
 
 
 class Charged(Struct, frozen=True):

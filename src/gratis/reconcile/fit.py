@@ -100,13 +100,19 @@ def fit(
     )
     margin = ranked[1].off - ranked[0].off if len(ranked) > 1 else 0
     told = tuple((slot[0].date(), slot[1]) for slot in deciding)
-    return Fit(ranked, len(days), told, margin, _sentence(ranked, len(days), len(told), margin))
+    best = min(off, key=lambda one: (sum(off[one]), one != used), default=used)
+    is_exact = all(far == 0 for slot, far in zip(days, off.get(best, ()), strict=True) if slot in deciding)
+    sentence = _sentence(ranked, len(days), len(told), margin)
+    if told and not is_exact:
+        sentence += "; where they differ none is exact: explain the other differences first"
+    return Fit(ranked, len(days), told, margin, sentence, is_exact)
 
 
 def _sentence(ranked: Sequence[Ranked], days: int, deciding: int, margin: int) -> str:
     """How sure it is, in words."""
     if not deciding:
-        return f"the data cannot tell the readings apart, on none of {days} days and groups; {WOULD_TELL}"
+        here = f"on none of {days} days and groups" if days else "nothing is free here"
+        return f"the data cannot tell the readings apart, {here}; {WOULD_TELL}"
     best, second = ranked[0], ranked[1]
     on = f"on {deciding} of {days} days and groups they differ"
     if margin == 0:

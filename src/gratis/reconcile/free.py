@@ -17,10 +17,9 @@ from gratis.model import Enrollment, Kind, Reason, Sharing
 from gratis.reconcile.cells import group_of
 from gratis.reconcile.chain import Chain
 from gratis.reconcile.findings import Cause
-from gratis.reconcile.fit import Slot, by_slot
 from gratis.reconcile.own import Others
+from gratis.reconcile.rest import allowance, is_crowded, left_over
 from gratis.reconcile.rows import day_text
-from gratis.reconcile.totals import could_be
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from gratis.audit.readings import Reading
     from gratis.offer import Offer
     from gratis.reconcile.cells import Key, Table
+    from gratis.reconcile.fit import Slot
     from gratis.reconcile.own import Amended, Own
     from gratis.reconcile.totals import Totals
 
@@ -60,7 +60,7 @@ def explain_free(table: Table, own: Own, offer: Offer, totals: Totals) -> Chain:
         totals.amended.get(Cause.LATE_ARRIVAL, {}),
         always=True,
     )
-    _known(chain)
+    _known(chain, _not_there(chain))
     if not chain.is_even:
         _beside_others(chain)
         _with_tools(chain)
@@ -80,7 +80,7 @@ def explain_free(table: Table, own: Own, offer: Offer, totals: Totals) -> Chain:
         _single_requests(chain)
         chain.try_readings()
     if not chain.is_even:
-        _left_over(chain)
+        left_over(chain)
     return chain
 
 
@@ -99,14 +99,49 @@ def _by_the_rule(chain: Chain) -> None:
         )
 
 
-def _known(chain: Chain) -> None:
+def _not_there(chain: Chain) -> frozenset[Key]:
+    """Requests of ours that the provider does not have took none of its allowance, where it is told which they are.
+
+    What comes back are the cells of which that accounts for all that is missing.
+    """
+    amended: Amended = {}
+    told: set[Key] = set()
+    for key, parts in chain.totals.parts.items():
+        missing = -sum(part.tokens for part in parts if part.cause is Cause.MISSING_IN_REPORT)
+        if missing > 0:
+            places = sorted(chain.within(key), key=lambda place: chain.own.items[place].request.at, reverse=True)
+            count = len(places) - chain.table.cells[key].requests
+            found = _adding_up(places, [chain.own.items[place].tokens for place in places], count, missing)
+            amended.update(dict.fromkeys(found))
+            told.update([key] if found else [])
+    why = "requests that are not in the report took none of the allowance there"
+    is_kept = not chain.is_even and chain.suppose(Cause.MISSING_IN_REPORT, why, amended)
+    return frozenset(told if is_kept else ())
+
+
+def _adding_up(places: Sequence[int], sizes: Sequence[int], count: int, amount: int) -> Sequence[int]:
+    """So many of these requests that have just so many tokens: the first ones, or else the first such few."""
+    if count < 1 or count > len(places):
+        return ()
+    if sum(sizes[:count]) == amount:
+        return places[:count]
+    if count == 1:
+        return next(([place] for place, size in zip(places, sizes, strict=True) if size == amount), ())
+    if count > SHORT_MAX or len(places) > SHORT_OF_MAX:
+        return ()
+    numbers = combinations(range(len(places)), count)
+    found = next((each for each in numbers if sum(sizes[number] for number in each) == amount), ())
+    return [places[number] for number in found]
+
+
+def _known(chain: Chain, told: frozenset[Key]) -> None:
     """What the sums told already: traffic that only one side has, and tokens of a tier that nobody knows."""
     for key, cell in chain.table.cells.items():
         is_listed = not chain.table.by_model or group_of(chain.offer, key) is not None
         for part in chain.totals.parts.get(key, ()):
             if chain.left[key] > 0 and is_listed and part.cause in {Cause.MISSING_IN_LEDGER, Cause.UNMEASURED}:
                 chain.know(key, part.cause, min(chain.left[key], part.tokens), part.why)
-            elif chain.left[key] < 0 and part.cause is Cause.MISSING_IN_REPORT:
+            elif chain.left[key] < 0 and key not in told and part.cause is Cause.MISSING_IN_REPORT:
                 chain.know(key, part.cause, max(chain.left[key], part.tokens), part.why)
         if chain.left[key] < 0 and cell.unknown:
             why = f"{cell.unknown:,} tokens of the report are in no tier that is known"
@@ -139,19 +174,19 @@ def _single_requests(chain: Chain) -> None:
     """Requests that were billed each by itself, though they would fit under the reading in use."""
     why = "billed though they would fit: enrollment, balance, tools or sharing"
     for key in sorted(chain.left, key=str):
-        chain.suppose(Cause.ENROLLMENT_OR_BALANCE, why, dict.fromkeys(_exactly_short(chain, key)))
+        if not is_crowded(chain, key):
+            chain.suppose(Cause.ENROLLMENT_OR_BALANCE, why, dict.fromkeys(_exactly_short(chain, key)))
 
 
 def _exactly_short(chain: Chain, key: Key) -> Sequence[int]:
     """A few requests of a cell that have just the free tokens that the report has fewer, and are as many."""
     if chain.left[key] >= 0:
         return ()
-    free = [place for place, other in enumerate(chain.keys) if other == key and chain.current[place]]
+    free = [place for place in chain.within(key) if chain.current[place]]
     count = len(free) - chain.table.cells[key].free_requests
-    if not 1 <= count <= SHORT_MAX or len(free) > SHORT_OF_MAX:
+    if count > SHORT_MAX or len(free) > SHORT_OF_MAX:
         return ()
-    sets = combinations(free, count)
-    return next((found for found in sets if sum(chain.current[place] for place in found) == -chain.left[key]), ())
+    return _adding_up(free, [chain.current[place] for place in free], count, -chain.left[key])
 
 
 def _better(chain: Chain) -> Reading | None:
@@ -279,18 +314,6 @@ def _would_fit(chain: Chain, keys: Iterable[Key], given: Mapping[Key, int]) -> b
     return any(seen[slot] + tokens <= allowance(chain.offer, chain.own, slot) for slot, tokens in lost.items())
 
 
-def allowance(offer: Offer, own: Own, slot: Slot) -> int:
-    """The allowance of a group on a day, or of all of them, at the highest tier that takes part."""
-    revision = offer.at(slot[0])
-    tiers = [one.tier for one in own.enrollments if one is not None]
-    groups = () if revision is None else revision.groups
-    return sum(
-        max((group.allowances.get(tier, 0) for tier in tiers), default=0)
-        for group in groups
-        if slot[1] in (None, group.name)
-    )
-
-
 def _for_a_part_of_the_day(chain: Chain) -> None:
     """Days on which everything is free up to an instant, or from one on, and nothing else is."""
     for day in sorted({key[0] for key, left in chain.left.items() if left}):
@@ -316,58 +339,6 @@ def _cut(chain: Chain, order: Sequence[int], wanted: Counter[Key]) -> int | None
         if tokens and key is not None:
             given[key] += tokens
     return None
-
-
-def _left_over(chain: Chain) -> None:
-    """What single facts of a cell account for, each as far as it goes."""
-    least = _least(chain)
-    foreign: Counter[Slot] = Counter()
-    for key in chain.left:
-        foreign[chain.places.get(key, (key[0], None))] += _free_of_others(chain, key)
-    for key in sorted(chain.left, key=str):
-        if chain.left[key] < 0:
-            _fewer_there(chain, key, least, foreign)
-
-
-def _free_of_others(chain: Chain, key: Key) -> int:
-    """Free tokens of traffic that only the report knows; and those of a model on no list."""
-    if chain.left[key] > 0 and key[2] is not None and group_of(chain.offer, key) is None:
-        why = f"{key[2]} is free in the report and on no list here: the offer's file is stale"
-        chain.take(key, Cause.MODEL_NOT_LISTED, chain.left[key], why)
-    return sum(part.tokens for part in chain.parts[key] if part.cause is Cause.MISSING_IN_LEDGER and part.tokens > 0)
-
-
-def _fewer_there(chain: Chain, key: Key, least: Mapping[Slot, int], foreign: Counter[Slot]) -> None:
-    """Fewer free tokens in the report than were decided."""
-    slot = chain.places.get(key, (key[0], None))
-    if foreign[slot]:
-        by = min(-chain.left[key], foreign[slot])
-        foreign[slot] -= by
-        chain.take(key, Cause.MISSING_IN_LEDGER, -by, "traffic that was not decided here took part of the allowance")
-    if not chain.left[key] or not _are_requests(chain, key):
-        return
-    calls = chain.calls(key)
-    if calls:
-        why = f"{calls:,} calls of hosted tools on this day, which exclude their requests"
-        chain.take(key, Cause.HOSTED_TOOLS, chain.left[key], why)
-    elif chain.observed()[slot] < least.get(slot, 0):
-        short = min(-chain.left[key], least[slot] - chain.observed()[slot])
-        why = "billed though they would fit under every reading: enrollment, balance, tools or sharing"
-        chain.take(key, Cause.ENROLLMENT_OR_BALANCE, -short, why)
-
-
-def _are_requests(chain: Chain, key: Key) -> bool:
-    """Whether what is missing could be whole requests, as many as the report has fewer."""
-    cell = chain.table.cells[key]
-    free = [place for place, other in enumerate(chain.keys) if other == key and chain.current[place]]
-    count = len(free) - cell.free_requests
-    return count > 0 and could_be([chain.current[place] for place in free], count, -chain.left[key])
-
-
-def _least(chain: Chain) -> dict[Slot, int]:
-    """What is free by day and group under every reading at least."""
-    sums = [by_slot(chain.keys, chain.places, free) for reading, free in chain.free.items() if reading.tier is None]
-    return {slot: min(each[slot] for each in sums) for slot in chain.places.values()}
 
 
 def _first(pair: tuple[int, Amended]) -> int:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from gratis.errors import GratisError
 from gratis.prices import cost, total
 from gratis.reconcile.findings import Charged, Money
 from gratis.reconcile.rows import COMPLETIONS
@@ -39,15 +40,18 @@ def money(usage: Sequence[UsageRow], costs: Sequence[CostRow], items: Sequence[I
         saved = _saved_here(items, prices, unpriced)
         basis = "the free tokens as they were decided"
     spent = total(row.amount for row in costs) if costs else None
-    currencies = {row.currency for row in costs} - {prices.currency}
-    models = tuple(_models(tokens, costs, prices)) if is_told and not currencies else ()
-    named = {one.model for one in models}
+    for row in costs:
+        if row.currency != prices.currency:
+            expected = f"{prices.currency}, as the prices of {prices.name}: amounts of two currencies make no sum"
+            raise GratisError(f"{row.source}: currency: found {row.currency}; expected {expected}")
+    models = tuple(_models(tokens, costs, prices)) if is_told else ()
+    named = {row.model for row in tokens if row.model}
     other: defaultdict[str, list[Decimal]] = defaultdict(list)
     for row in costs:
-        if row.model not in named or currencies:
+        if row.model not in named and row.amount:
             other[f"{row.line_item or 'not grouped by line item'}"].append(row.amount)
     return Money(
-        currency=next(iter(currencies), prices.currency),
+        currency=prices.currency,
         prices=prices.name,
         as_of=prices.as_of,
         source=prices.source,

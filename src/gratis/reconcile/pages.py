@@ -82,7 +82,10 @@ def chained(pages: Iterable[Page]) -> None:
 def page_of(value: object, *, file: str, where: str) -> Page:
     """One page from its JSON."""
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
-        raise ReportError(file, where, f"found {_a(value)}; expected a page of the Usage or the Costs API")
+        found = (
+            "an error of the provider" if isinstance(value, dict) and "error" in value else f"{_a(value)} without data"
+        )
+        raise ReportError(file, where, f"found {found}; expected a page of the Usage or the Costs API")
     has_more, following = value.get("has_more", False), value.get("next_page")
     if type(has_more) is not bool:
         raise ReportError(file, where, f"has_more: found {shown(has_more)}; expected true or false")
@@ -110,9 +113,12 @@ def page_of(value: object, *, file: str, where: str) -> Page:
     if len(kinds) > 1:
         raise ReportError(file, where, f"found results of {', '.join(sorted(kinds))}; expected one kind a page")
     kind = next(iter(kinds), None)
-    is_cost = kind == COSTS
+    is_usage = kind is None or kind in TOKEN_KINDS  # calls of tools are beside a report of tokens, and are none
     report = Report(
-        tuple(usage), tuple(costs), () if is_cost else tuple(spans), tuple(spans) if is_cost or kind is None else ()
+        tuple(usage),
+        tuple(costs),
+        tuple(spans) if is_usage else (),
+        tuple(spans) if kind in {None, COSTS} else (),
     )
     return Page(file, where, kind, has_more, following, report)
 
@@ -180,6 +186,7 @@ def _row(value: object, when: tuple[datetime, datetime], file: str, where: str) 
         output_tokens=fields.count("output_tokens", absent=None if kind == "completions" else 0),
         cached_tokens=cached,
         cache_write_tokens=written,
+        uncached_tokens=None if value.get("input_uncached_tokens") is None else fields.count("input_uncached_tokens"),
         requests=fields.count("num_model_requests"),
     )
 

@@ -51,6 +51,7 @@ class UsageRow(Struct, frozen=True, kw_only=True):
     output_tokens: int = 0
     cached_tokens: int = 0
     cache_write_tokens: int = 0
+    uncached_tokens: int | None = None
     requests: int = 0
     count: int = 0
 

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from gratis.reconcile.cells import Key, Table
     from gratis.reconcile.own import Amended, Own
+    from gratis.reconcile.rows import UsageRow
 
 NEAR_MIDNIGHT: Final = timedelta(hours=1)
 SUBSET_ITEMS_MAX: Final = 16  # of many requests some add up to anything
+SOON: Final = timedelta(minutes=10)
 INSTANT: Final = timedelta(microseconds=1)
 
 
@@ -34,7 +36,8 @@ class Totals:
     """What is left of each cell's difference, in tokens and in requests, and how the rest is explained.
 
     `free` are parts of the free tokens that follow from rows alone; `amended` is what requests of ours turned out to be
-    otherwise, by cause; `renamed` are those of which the report calls the model by another name.
+    otherwise, by cause; `renamed` are those of which the report calls the model by another name. `copies` are the rows
+    that are there again, by their sources.
     """
 
     left: dict[Key, int]
@@ -43,6 +46,7 @@ class Totals:
     free: defaultdict[Key, list[Part]] = field(default_factory=lambda: defaultdict(list))
     amended: dict[Cause, Amended] = field(default_factory=dict)
     renamed: dict[int, str] = field(default_factory=dict)
+    copies: Counter[str] = field(default_factory=Counter)
 
     def take(self, key: Key, cause: Cause, tokens: int, why: str, *, requests: int = 0) -> None:
         """Account for a part of a cell's difference."""
@@ -72,11 +76,15 @@ def _rows_twice(table: Table, totals: Totals) -> None:
     for key, cell in table.cells.items():
         if totals.left[key] <= 0:
             continue
-        alike = Counter(replace(row, source="") for row in cell.rows)
-        for row, times in alike.items():
-            copies = min(times - 1, totals.left[key] // row.tokens) if row.tokens else 0
+        alike: defaultdict[UsageRow, list[str]] = defaultdict(list)
+        for row in cell.rows:
+            alike[replace(row, source="")].append(row.source)
+        for row, sources in alike.items():
+            copies = min(len(sources) - 1, totals.left[key] // row.tokens) if row.tokens else 0
             if copies > 0:
-                why = f"{copies + 1} rows of the report are alike: {row.requests:,} requests, {row.tokens:,} tokens"
+                what = f"{many(row.requests, 'request')}, {row.tokens:,} tokens ({sources[0]}; {sources[1]})"
+                why = f"{copies + 1} rows of the report are alike: {what}"
+                totals.copies.update(sources[-copies:])
                 totals.take(key, Cause.DUPLICATE, copies * row.tokens, why, requests=copies * row.requests)
                 if row.is_free:
                     totals.free[key].append(Part(Cause.DUPLICATE, copies * row.tokens, why))
@@ -99,8 +107,33 @@ def _requests_twice(table: Table, own: Own, totals: Totals) -> None:
                 why = f"requests alike but for their ids, such as {first!r} and {second!r}: one may be the other again"
                 totals.take(key, Cause.DUPLICATE, -copies * size, why, requests=-copies)
                 amended.update(dict.fromkeys(places[-copies:]))
+        amended.update(dict.fromkeys(_again_soon(table, own, totals, key)))
     if amended:
         totals.amended[Cause.DUPLICATE] = amended
+
+
+def _again_soon(table: Table, own: Own, totals: Totals, key: Key) -> list[int]:
+    """Requests of ours that come again within minutes, with the same tokens: if they, and no others, are too many."""
+    count, size = -totals.requests[key], -totals.left[key]
+    if count <= 0 or size <= 0 or size % count:
+        return []
+    last: dict[object, int] = {}
+    again: list[int] = []
+    for place in sorted(table.cells[key].places, key=lambda place: own.items[place].request.at):
+        item = own.items[place]
+        if item.tokens * count != size:
+            continue
+        before = last.get(what := replace(item.request, id="-", at=key[0]))
+        if before is not None and item.request.at - own.items[before].request.at <= SOON:
+            again.append(place)
+        last[what] = place
+    if len(again) != count:
+        return []
+    why = (
+        f"requests again within minutes and alike, such as {own.items[again[0]].request.id!r}: the same under a new id"
+    )
+    totals.take(key, Cause.DUPLICATE, -size, why, requests=-count)
+    return again
 
 
 def _other_names(table: Table, own: Own, totals: Totals) -> None:
@@ -119,7 +152,9 @@ def _other_names(table: Table, own: Own, totals: Totals) -> None:
                 for place in cell.places:
                     item = own.items[place]
                     totals.renamed[place] = other[2] or ""
-                    amended[place] = (replace(item.request, model=other[2]), own.enrollments[item.enrollment])
+                    # The more exact of the two names is the one that the provider's list would have.
+                    named = max(key[2], other[2] or "", key=len)
+                    amended[place] = (replace(item.request, model=named), own.enrollments[item.enrollment])
                 break
     if amended:
         totals.amended[Cause.OTHER_NAME] = amended
@@ -142,7 +177,7 @@ def _late(table: Table, own: Own, totals: Totals) -> None:
         chosen = [places[number] for number in moved]
         size = sum(own.items[place].tokens for place in chosen)
         when = "before" if step > 0 else "after"
-        why = f"{len(chosen)} requests shortly {when} midnight, counted by the provider on {other[0].date()}"
+        why = f"{many(len(chosen), 'request')} shortly {when} midnight, counted by the provider on {other[0].date()}"
         for place, sign in ((key, -1), (other, 1)):
             if place in totals.left:
                 totals.take(place, Cause.LATE_ARRIVAL, sign * size, why, requests=sign * len(chosen))
@@ -213,16 +248,21 @@ def _missing(table: Table, own: Own, totals: Totals, key: Key) -> None:
     left, requests, cell = totals.left[key], totals.requests[key], table.cells[key]
     unmeasured = sum(1 for place in cell.places if own.items[place].request.tokens is None)
     if left > 0 and requests > 0:
-        why = f"{requests:,} requests in the report that were not decided here: traffic of somebody else"
+        why = f"{many(requests, 'request')} in the report and not decided here: traffic of somebody else"
         totals.take(key, Cause.MISSING_IN_LEDGER, left, why, requests=requests)
     elif left > 0 and unmeasured and requests == 0:
-        why = f"{unmeasured:,} requests of which only the provider knows the tokens"
+        why = f"{many(unmeasured, 'request')} of which only the provider knows the tokens"
         totals.take(key, Cause.UNMEASURED, left, why)
     elif left < 0 and requests < 0 and could_be([own.items[place].tokens for place in cell.places], -requests, -left):
-        nothing = "nothing of this day is in the report" if not _has_day(table, key) else "they are not in the report"
-        lag = ", which may lag, or have them on the next day" if key[0] + DAY >= table.until else ""
-        why = f"{-requests:,} requests were decided here, and {nothing}{lag}"
+        nothing = "nothing of this day is in the report" if not _has_day(table, key) else "not in the report"
+        lag = ", which may lag, or have it on the next day" if key[0] + DAY >= table.until else ""
+        why = f"{many(-requests, 'request')} decided here, and {nothing}{lag}"
         totals.take(key, Cause.MISSING_IN_REPORT, left, why, requests=requests)
+
+
+def many(count: int, what: str) -> str:
+    """How many of something."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def could_be(sizes: Sequence[int], count: int, amount: int) -> bool:

@@ -211,6 +211,10 @@ class Trimmed(Protocol):
         """How far each shard's ledger was forgotten."""
         ...
 
+    def kept(self) -> datetime | None:
+        """By when ended what some shard keeps no longer: its counters may be gone; None if all are there."""
+        ...
+
 
 def places(cursor: Cursor, *, shards: int) -> tuple[int, ...]:
     """A cursor as the place in each shard behind which it stands."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
+from gratis.audit.properties.choosing import changed
 from gratis.model import TOKENS_MAX, Decision, Enrollment, Expiry, Hold, Kind, Request, Sharing, Usage
 from gratis.offer_file import parse
-from gratis.stores import CONFLICT_FIELDS, Bounds
+from gratis.stores import Bounds
 from gratis.testing.scene import DAY, HOUR, READINGS, TICK, WINDOWS, Clock
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Choices:
             if requests and way < 1 / 16:
                 requests.append(requests[-1])
             elif requests and way < 2 / 16:
-                requests.append(_changed(chance.choice(requests), chance))
+                requests.append(changed(chance.choice(requests), chance))
             elif way < 4 / 16:
                 requests.append(self._again()[1])
             else:
@@ -220,7 +221,7 @@ class Choices:
             offer, request = self._again()
         else:
             offer, hold = chance.choice(self._held)
-            request = hold.request if chance.random() < 1 / 2 else _changed(hold.request, chance)
+            request = hold.request if chance.random() < 1 / 2 else changed(hold.request, chance)
         return Step(offer, "hold", (request, request.tokens or chance.choice(SIZES)))
 
     def _end_hold(self) -> Step | None:
@@ -349,7 +350,7 @@ class Choices:
         if way < 1 / 2:
             return offer, request
         if way < 7 / 8:
-            return offer, _changed(request, chance)
+            return offer, changed(request, chance)
         if way < 15 / 16:
             return chance.randrange(len(self.offers)), request
         return offer, replace(request, account=chance.choice(ACCOUNTS))
@@ -359,25 +360,6 @@ class Choices:
         offer, account = self.chance.randrange(len(self.offers)), self.chance.choice(MAIN_ACCOUNTS)
         last = self._last.get((offer, account, self.chance.choice(("large", "calls"))))
         return None if last is None else last.window
-
-
-def _changed(request: Request, chance: random.Random) -> Request:
-    """The same id, with other content."""
-    given, made, cached = request.input_tokens, request.output_tokens, request.cached_tokens
-    field = chance.choice(CONFLICT_FIELDS)
-    if field == "cached_tokens" and not given:
-        field = "tools"
-    value = {
-        "model": request.model + "x",
-        "at": request.at - TICK,
-        "project": "q" if request.project is None else None,
-        "input_tokens": cached + 7 if given is None else given - 1 if given > cached else given + 1,
-        "output_tokens": 0 if made is None else made - 1 if made > 0 else 1 if (given or 0) < TOKENS_MAX else None,
-        "cached_tokens": 0 if cached else 1,
-        "kind": Kind.EVAL if request.kind is Kind.COMPLETION else Kind.COMPLETION,
-        "tools": () if request.tools else ("function",),
-    }[field]
-    return replace(request, **{field: value})
 
 
 @cache

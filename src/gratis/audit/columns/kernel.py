@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gratis.audit.columns.compiled import Array, compiled, inlined, whole
+from gratis.audit.columns.compiled import Array, compiled, inlined, unsigned, whole
 
 # Why a pass ended.
 DONE, NEW_CASE, NEW_WINDOW, NEW_DAY, FULL, TOO_LARGE = range(6)
@@ -50,7 +50,10 @@ Said = tuple[int, int, int, int, int, int, int]
 
 
 class Rows(NamedTuple):
-    """A batch as numbers. A negative code is a value that is none; counts that are absent are -1."""
+    """A batch as numbers. A negative code is a value that is none; counts that are absent are -1.
+
+    Of accounts, projects, kinds, tools and cached tokens an array of no rows stands for nothing but zeros.
+    """
 
     account: Array
     project: Array
@@ -114,11 +117,11 @@ class Answers(NamedTuple):
 @inlined
 def _slot(keys: Array, high: int, low: int) -> int:
     """Where the case of this key stands, or would stand."""
-    mask = keys.shape[0] - 1
+    mask, one = unsigned(keys.shape[0] - 1), unsigned(1)
     mixed = (np.uint64(high) * MIX_1) ^ (np.uint64(low) * MIX_2)
-    place = whole((mixed ^ (mixed >> np.uint64(29))) & np.uint64(mask))
+    place = unsigned((mixed ^ (mixed >> np.uint64(29))) & mask)
     while keys[place, 0] != NONE and (keys[place, 0] != high or keys[place, 1] != low):
-        place = (place + 1) & mask
+        place = (place + one) & mask
     return place
 
 
@@ -181,6 +184,12 @@ def _tally(pages: Array, made: Array, room: int, place: int, account: int) -> in
 
 
 @inlined
+def cell(column: Array, row: int) -> int:
+    """A number of a column that may be absent: then it is zero."""
+    return whole(column[row]) if column.shape[0] > 0 else whole(0)
+
+
+@inlined
 def tokens_of(given: int, made: int, kind: int) -> int:
     """Input and output together; -1 while either is unmeasured. An embedding has no output."""
     if given < 0:
@@ -193,8 +202,14 @@ def tokens_of(given: int, made: int, kind: int) -> int:
 @inlined
 def _is_request(rows: Rows, row: int) -> bool:
     """Whether a row is a request: what its columns have no code for, or is out of bounds, is none."""
-    codes = rows.account[row] | rows.project[row] | rows.model[row] | rows.kind[row] | rows.tools[row]
-    at, given, made, cached = rows.at[row], rows.given[row], rows.made[row], rows.cached[row]
+    codes = (
+        cell(rows.account, row)
+        | cell(rows.project, row)
+        | rows.model[row]
+        | cell(rows.kind, row)
+        | cell(rows.tools, row)
+    )
+    at, given, made, cached = rows.at[row], rows.given[row], rows.made[row], cell(rows.cached, row)
     if codes < 0 or at < 0 or at >= AT_END or (rows.is_bad.shape[0] > 0 and rows.is_bad[row]):
         return False
     if given < NONE or given > TOKENS_MAX or made < NONE or made > TOKENS_MAX:
@@ -207,11 +222,13 @@ def _is_request(rows: Rows, row: int) -> bool:
 @inlined
 def _key(rows: Rows, row: int, terms: Terms, tokens: int) -> tuple[int, int]:
     """What tells a row's case: its state, project, model, tools and kind, and whether it is unmeasured."""
-    history = terms.class_of[rows.account[row]] if terms.spans.shape[0] > 2 else 0
+    history = terms.class_of[cell(rows.account, row)] if terms.spans.shape[0] > 2 else 0
     span = _span(terms.spans, terms.span_from, terms.span_last, history, rows.at[row])
-    high = (whole(terms.span_state[span]) << 32) | rows.project[row]
+    high = (whole(terms.span_state[span]) << 32) | cell(rows.project, row)
     unmeasured = 1 if tokens < 0 else 0
-    return high, (whole(rows.model[row]) << 32) | (rows.tools[row] << 8) | (rows.kind[row] << 1) | unmeasured
+    return high, (whole(rows.model[row]) << 32) | (cell(rows.tools, row) << 8) | (
+        cell(rows.kind, row) << 1
+    ) | unmeasured
 
 
 @inlined
@@ -263,17 +280,17 @@ def _again(rows: Rows, row: int, repeats: Repeats) -> int:  # noqa: PLR0911 - a 
         return MODEL
     if firsts[number, AT] != rows.at[row]:
         return AT
-    if firsts[number, PROJECT] != rows.project[row]:
+    if firsts[number, PROJECT] != cell(rows.project, row):
         return PROJECT
     if firsts[number, INPUT] != rows.given[row]:
         return INPUT
     if firsts[number, OUTPUT] != rows.made[row]:
         return OUTPUT
-    if firsts[number, CACHED] != rows.cached[row]:
+    if firsts[number, CACHED] != cell(rows.cached, row):
         return CACHED
-    if firsts[number, KIND] != rows.kind[row]:
+    if firsts[number, KIND] != cell(rows.kind, row):
         return KIND
-    if firsts[number, TOOLS] != rows.tools[row]:
+    if firsts[number, TOOLS] != cell(rows.tools, row):
         return TOOLS
     return NONE
 
@@ -283,9 +300,9 @@ def _remember(rows: Rows, row: int, repeats: Repeats, case: int, said: Said) -> 
     """Keep the first decision of an id that comes again."""
     firsts, number = repeats.firsts, repeats.number[row]
     firsts[number, IS_THERE], firsts[number, MODEL], firsts[number, AT] = 1, rows.model[row], rows.at[row]
-    firsts[number, PROJECT], firsts[number, INPUT] = rows.project[row], rows.given[row]
-    firsts[number, OUTPUT], firsts[number, CACHED] = rows.made[row], rows.cached[row]
-    firsts[number, KIND], firsts[number, TOOLS] = rows.kind[row], rows.tools[row]
+    firsts[number, PROJECT], firsts[number, INPUT] = cell(rows.project, row), rows.given[row]
+    firsts[number, OUTPUT], firsts[number, CACHED] = rows.made[row], cell(rows.cached, row)
+    firsts[number, KIND], firsts[number, TOOLS] = cell(rows.kind, row), cell(rows.tools, row)
     firsts[number, TERMS], firsts[number, FITS] = case, said[0]
     _say(firsts[:, ANSWER:], number, said)
 
@@ -304,11 +321,11 @@ def _settle(rows: Rows, row: int, terms: Terms, tallies: Tallies, case: int, tok
     place = terms.place_of[numbers[case, PLACE], window] if window >= 0 else NONE
     if place < 0:
         return whole(-NEW_WINDOW), none, none, none, none, none, none
-    tally = _tally(tallies.pages, tallies.made, tallies.kept.shape[0], place, rows.account[row])
+    tally = _tally(tallies.pages, tallies.made, tallies.kept.shape[0], place, cell(rows.account, row))
     if tally < 0:
         return whole(-FULL), none, none, none, none, none, none
     return _weigh(
-        numbers, case, tallies.kept, tallies.opened, tally, at, tokens, rows.cached[row],
+        numbers, case, tallies.kept, tallies.opened, unsigned(tally), at, tokens, cell(rows.cached, row),
         terms.window_start[window], terms.window_end[window],
     )  # fmt: skip
 
@@ -329,7 +346,7 @@ def _add(sums: Array, day: int, line: int, tokens: int, free: int, fits: int) ->
 @compiled
 def case_at(rows: Rows, row: int, terms: Terms) -> tuple[int, int, int]:
     """The key of a row's case, and its terms if they are known."""
-    high, low = _key(rows, row, terms, tokens_of(rows.given[row], rows.made[row], rows.kind[row]))
+    high, low = _key(rows, row, terms, tokens_of(rows.given[row], rows.made[row], cell(rows.kind, row)))
     return high, low, whole(terms.cells[_slot(terms.keys, high, low)])
 
 
@@ -340,31 +357,34 @@ def judge(  # noqa: C901 - the one loop over all rows, a branch each way out of 
     """Decide the rows from `begin` on; where it stopped, and why."""
     status = answers.status
     is_full, has_repeats = answers.numbers.shape[0] > 0, repeats.number.shape[0] > 0
-    for row in range(begin, rows.at.shape[0]):
+    day, day_starts = whole(0), whole(AT_END)
+    for place in range(begin, rows.at.shape[0]):
+        row = unsigned(place)  # an index that cannot be negative is not looked at for that
         if not _is_request(rows, row):
             status[row] = BAD
             continue
-        day = 0 if is_full else terms.day_of[rows.at[row] // DAY]
-        if day < 0:
-            return row, NEW_DAY
+        if not is_full and not 0 <= rows.at[row] - day_starts < DAY:
+            day, day_starts = whole(terms.day_of[rows.at[row] // DAY]), rows.at[row] // DAY * DAY
+            if day < 0:
+                return place, NEW_DAY
         number = repeats.number[row] if has_repeats else NONE
         if number >= 0 and repeats.firsts[number, IS_THERE]:
             field = _again(rows, row, repeats)
             status[row] = REPLAYED if field < 0 else CONFLICT + field
             if field < 0 and is_full:
                 answers.terms[row], answers.fits[row] = repeats.firsts[number, TERMS], repeats.firsts[number, FITS]
-                for place in range(SEQ_OF + 1):
-                    answers.numbers[row, place] = repeats.firsts[number, ANSWER + place]
+                for one in range(SEQ_OF + 1):
+                    answers.numbers[row, one] = repeats.firsts[number, ANSWER + one]
             continue
-        tokens = tokens_of(rows.given[row], rows.made[row], rows.kind[row])
+        tokens = tokens_of(rows.given[row], rows.made[row], cell(rows.kind, row))
         high, low = _key(rows, row, terms, tokens)
         slot = _slot(terms.keys, high, low)
         if terms.keys[slot, 0] == NONE:
-            return row, NEW_CASE
+            return place, NEW_CASE
         case = terms.cells[slot]
         said = _settle(rows, row, terms, tallies, case, tokens)
         if said[0] < 0:
-            return row, -said[0]
+            return place, -said[0]
         status[row] = DECIDED
         if number >= 0:
             _remember(rows, row, repeats, case, said)

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gratis.audit.columns.reading import check_columns, is_text
-from gratis.errors import GratisError
+from gratis.audit.columns.reading import Reader, check_columns, is_text
+from gratis.errors import GratisError, RequestError
 from gratis.lines import REQUEST_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-BATCH_ROWS = 1 << 18
-AHEAD = 3
+    from gratis.model import Request
+
+BATCH_ROWS = 1 << 16  # its columns fit into the caches of a processor
+BUFFER_BYTES = 1 << 20
+AHEAD = 8
 CODED = ("account", "project", "model", "kind")
 
 
@@ -77,8 +80,9 @@ def _batches(path: Path, fields: Sequence[str]) -> Iterator[pa.RecordBatch]:
         there = [name for name in fields if name in file.schema_arrow.names]
         coded = [name for name in CODED if name in there and is_text(file.schema_arrow.field(name).type)]
     try:
-        # Without `pre_buffer`: what it has read ahead it keeps until the whole file is read.
-        with pq.ParquetFile(path, read_dictionary=coded, pre_buffer=False) as file:
+        # Without `pre_buffer`, as what it has read ahead it keeps until the whole file is read; and with a buffer, as
+        # all of a group of rows is read at once without: that may be all of the file.
+        with pq.ParquetFile(path, read_dictionary=coded, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             yield from file.iter_batches(BATCH_ROWS, columns=there, use_threads=True)
     except (pa.ArrowException, OSError) as error:
         raise GratisError(f"{path}: {error}") from None
@@ -100,6 +104,20 @@ def _files(path: Path) -> list[Path]:
     if not found:
         raise GratisError(f"{path}: expected .parquet files in this folder")
     return found
+
+
+def requests(log: Log, *, zone: str | None = None) -> Iterator[list[tuple[int, Request | RequestError]]]:
+    """The rows of a log one by one, as requests with their number, from 1 on; what is wrong stands in its place."""
+    reader, begin = Reader(zone=zone), 1
+    for batch in log.batches():
+        found: list[tuple[int, Request | RequestError]] = []
+        for row in range(batch.num_rows):
+            try:
+                found.append((begin + row, reader.request(batch, row, begin + row)))
+            except RequestError as error:
+                found.append((begin + row, error))
+        begin += batch.num_rows
+        yield found
 
 
 IDS = ("id", "account")

@@ -244,8 +244,8 @@ def _kind(value: Any) -> int:
 
 @lru_cache(8)
 def _all(size: int, value: int, kind: type) -> Array:
-    """A column that is absent."""
-    return texts.frozen(np.full(size, value, kind))
+    """A column that is absent; one of zeros needs no rows."""
+    return texts.frozen(np.full(size if value else 0, value, kind))
 
 
 def _counts(batch: pa.RecordBatch, field: str, *, of_null: int) -> Array:

@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 from msgspec import Struct
 
-from gratis.audit.columns.repeats import Finder
+from gratis.audit.columns.repeats import Finder, temporary
 from gratis.errors import RequestError
 from gratis.lines import LINE_BYTES_MAX, request_line
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gratis.audit.columns.repeats import Repeated
     from gratis.model import Request
 
-ROWS = 1 << 16
+ROWS = 1 << 15
 TEXT = pa.string()
 SCHEMA = pa.schema(
     {
@@ -61,6 +61,7 @@ class _Line(Struct, forbid_unknown_fields=True, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Line).decode
+_decode_lines = msgspec.json.Decoder(_Line).decode_lines
 _errors = msgspec.json.Decoder(list[Error]).decode
 
 
@@ -84,13 +85,14 @@ class Spool:
 
     def take(self, lines: Iterable[list[tuple[int, bytes]]]) -> Repeated:
         """Take all lines, and tell which of their ids come again."""
-        with self._path.open("wb") as file, pa.ipc.new_stream(file, SCHEMA) as out:
+        with temporary(), self._path.open("wb") as file, pa.ipc.new_stream(file, SCHEMA) as out:
             found: list[_Line] = []
             numbers: list[int] = []
             errors: list[Error] = []
             for batch in lines:
-                for number, line in batch:
-                    self._line(number, line, found, numbers, errors)
+                if not _take(batch, found, numbers):
+                    for number, line in batch:
+                        self._line(number, line, found, numbers, errors)
                 if len(found) + len(errors) >= ROWS:
                     self._put(out, found, numbers, errors)
                     found, numbers, errors = [], [], []
@@ -145,6 +147,26 @@ class Spool:
                 kept.append(line)
                 its.append(number)
         return kept, its
+
+
+def _take(batch: list[tuple[int, bytes]], found: list[_Line], numbers: list[int]) -> bool:
+    """Decode lines together, if each of them is of the usual shape; whether that was so."""
+    its, lines = zip(*batch, strict=True)
+    if max(map(len, lines)) > LINE_BYTES_MAX:
+        return False
+    joined = b"\n".join(lines)
+    ends = joined.count(b"}\n") + joined.count(b"}\r\n") + joined.endswith((b"}", b"}\r"))
+    if ends != len(lines):  # an object holds no other: where one is closed at the end of a line, a request ends
+        return False
+    try:
+        decoded = _decode_lines(joined)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return False
+    if len(decoded) != len(lines):  # two requests on a line
+        return False
+    found.extend(decoded)
+    numbers.extend(its)
+    return True
 
 
 def _of(request: Request) -> _Line:

@@ -14,6 +14,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gratis.audit.columns import kernel
+from gratis.audit.columns.answers import (
+    ALLOWANCE,
+    BILLED,
+    END,
+    FREE,
+    GROUP,
+    REASON,
+    REMAINING,
+    REVISION,
+    SAID,
+    SEQ,
+    START,
+    TOKENS,
+    TOTAL,
+    USED,
+    VERDICT,
+    integers,
+    spread,
+    words,
+)  # fmt: skip
 from gratis.audit.columns.cases import REASONS, Cases
 from gratis.audit.columns.reading import Reader, column
 from gratis.audit.columns.repeats import NO_REPEATS, Finder, Repeated
@@ -24,6 +44,7 @@ from gratis.model import KINDS, Decision, Durability, Reason, Request, Terms, Wi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from gratis.audit.columns.cases import Said
     from gratis.audit.columns.compiled import Array
     from gratis.model import Change, Enrollment
     from gratis.offer import Offer
@@ -131,6 +152,8 @@ class Judge:
         self._sums: Array = np.zeros((1, 1, 5), np.int64)
         self._totals: dict[tuple[int, str | None, str], list[int]] = {}
         self._words = _words(offer)
+        self._said: Array = np.zeros((1, SAID), np.int64)
+        self._is_said = 0
         self.rows = 0
         self.errors = 0
         self.replayed = 0
@@ -193,7 +216,7 @@ class Judge:
         if self._enrolled < len(names):
             cases.enroll(names[self._enrolled :])
             self._enrolled = len(names)
-        repeats = kernel.Repeats(frozen(self._repeats.of(self.rows, batch.num_rows)), self._repeats.firsts)
+        repeats = kernel.Repeats(frozen(self._repeats.of(self.rows, batch)), self._repeats.firsts)
         row, why = 0, kernel.NEW_CASE
         while why != kernel.DONE:
             answers = answers._replace(sums=self._room(answers.sums))
@@ -263,7 +286,7 @@ class Judge:
         except RequestError as error:
             return error
         assert status >= kernel.CONFLICT, "what the kernel refuses is no request"
-        first = self._repeats.firsts[self._repeats.of(begin, batch.num_rows)[row]]
+        first = self._repeats.firsts[self._repeats.of(begin, batch)[row]]
         return Conflict(COMPARED[status - kernel.CONFLICT], self._first(request, [int(value) for value in first]))
 
     def _first(self, request: Request, first: list[int]) -> Decision:
@@ -290,31 +313,28 @@ class Judge:
 
     def _table(self, batch: pa.RecordBatch, rows: kernel.Rows, answers: kernel.Answers) -> pa.RecordBatch:
         """The decisions as columns."""
-        said, fits, numbers = self._cases.said, answers.fits.astype(bool), answers.numbers[: batch.num_rows]
-        words, terms = self._words, answers.terms
-        free, used, total, start, end, seq = (numbers[:, place] for place in range(6))
-        tokens = _tokens(rows)
-        allowance = _by_terms([one.allowance if one.reason is None else kernel.NONE for one in said], terms)
-        billed = np.where(fits, 0, np.where(tokens < 0, kernel.NONE, tokens - np.maximum(free, 0)))
-        reasons = [REASONS.index(Reason(one.reason)) if one.reason else _OVER for one in said]
+        if self._is_said < len(self._cases.said):
+            self._is_said = len(self._cases.said)
+            self._said = np.array([_said_by(one, self._words) for one in self._cases.said], np.int64)
+        numbers, codes = spread(rows, answers, self._said)
         columns = [
             _ids(batch, self.rows),
             _accounts(batch),
-            _words_of(fits.astype(np.int32), ["billed", "free"]),
-            _words_of(np.where(fits, _WITHIN, _by_terms(reasons, terms)), REASONS),
-            _words_of(_by_terms([words.index(one.group) for one in said], terms), words),
-            _integers(tokens),
-            _integers(free),
-            _integers(billed),
-            _integers(allowance),
-            _integers(total),
-            _integers(used),
-            _integers(np.where(allowance < 0, kernel.NONE, np.maximum(allowance - used, 0))),
-            _integers(start).view(TIME),
-            _integers(end).view(TIME),
-            _integers(seq),
-            _words_of(np.zeros(batch.num_rows, np.int32), [self._cases.offer.name]),
-            _words_of(_by_terms([words.index(one.revision) for one in said], terms), words),
+            words(codes[VERDICT], ["billed", "free"]),
+            words(codes[REASON], REASONS),
+            words(codes[GROUP], self._words),
+            integers(numbers[TOKENS]),
+            integers(numbers[FREE]),
+            integers(numbers[BILLED]),
+            integers(numbers[ALLOWANCE]),
+            integers(numbers[TOTAL]),
+            integers(numbers[USED]),
+            integers(numbers[REMAINING]),
+            integers(numbers[START]).view(TIME),
+            integers(numbers[END]).view(TIME),
+            integers(numbers[SEQ]),
+            words(np.zeros(batch.num_rows, np.int32), [self._cases.offer.name]),
+            words(codes[REVISION], self._words),
             pa.array(rows.at).view(TIME),
             pa.array(answers.status == kernel.REPLAYED),
         ]
@@ -343,36 +363,18 @@ def _is_decided(status: Array) -> Array:
     return decided
 
 
-def _tokens(rows: kernel.Rows) -> Array:
-    """Input and output together; -1 where unmeasured."""
-    measured = (rows.given >= 0) & ((rows.made >= 0) | (rows.kind == kernel.EMBEDDING))
-    return np.where(measured, rows.given + np.maximum(rows.made, 0), kernel.NONE)
-
-
-def _words(offer: Offer) -> list[str | None]:
-    """Each name of a group or a revision; the first is none."""
+def _words(offer: Offer) -> list[str]:
+    """Each name of a group or a revision."""
     names = {group.name for revision in offer.revisions for group in revision.groups}
     names.update(revision.name for revision in offer.revisions)
-    return [None, *sorted(names)]
+    return sorted(names)
 
 
-def _by_terms(values: list[int], terms: Array) -> Array:
-    return np.array(values or [0], np.int64)[terms]
-
-
-def _words_of(codes: Array, words: Sequence[str | None]) -> Any:
-    """Codes as words; a word that is None is a null."""
-    indices = codes.astype(np.int32)
-    if words and words[0] is None:
-        indices, words = indices - 1, words[1:]
-        return pa.DictionaryArray.from_arrays(pa.array(indices, mask=indices < 0), pa.array(words, pa.string()))
-    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(words, pa.string()))
-
-
-def _integers(values: Array) -> Any:
-    """Integers; negative ones are nulls."""
-    is_absent = values < 0
-    return pa.array(np.ascontiguousarray(values), mask=is_absent if is_absent.any() else None)
+def _said_by(one: Said, names: list[str]) -> list[int]:
+    """What terms say, as the places of it."""
+    reasons = (_OVER, _WITHIN) if one.reason is None else (REASONS.index(Reason(one.reason)),) * 2
+    named = [kernel.NONE if name is None else names.index(name) for name in (one.group, one.revision)]
+    return [*reasons, *named, one.allowance if one.reason is None else kernel.NONE]
 
 
 def _ids(batch: pa.RecordBatch, begin: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from gratis.audit.columns.compiled import Array, compiled, inlined
+from gratis.audit.columns.compiled import Array, compiled, inlined, word
 from gratis.model import NAME_BYTES_MAX
 
 GOOD, BAD, STRANGE = range(3)
@@ -44,13 +44,22 @@ def frozen(array: Array) -> Array:
 
 
 @compiled
+def is_plain(texts: Texts) -> bool:
+    """Whether all bytes are printable ASCII, and none is escaped in JSON."""
+    strange, first, last = np.uint8(0), texts.starts[0], texts.starts[texts.starts.shape[0] - 1]
+    for byte in texts.data[first:last]:
+        strange |= np.uint8((byte < 0x20) | (byte >= 0x7F) | (byte == 0x22) | (byte == 0x5C))
+    return strange == 0
+
+
+@compiled
 def check(texts: Texts, found: Array) -> int:
     """Mark what is no name, and what is not ASCII and has to be looked at; how many are marked."""
-    marked = 0
+    marked, plain = 0, is_plain(texts)
     for row in range(texts.starts.shape[0] - 1):
         start, end = texts.starts[row], texts.starts[row + 1]
         found[row] = GOOD if 0 < end - start <= _MAX else BAD
-        if found[row] == GOOD:
+        if found[row] == GOOD and not plain:
             for place in range(start, end):
                 byte = texts.data[place]
                 if byte < 0x20 or byte == 0x7F:
@@ -78,12 +87,9 @@ def hashes(texts: Texts, seeds: Array, seed_of: Array, found: Array) -> None:
         total = seeds[seed_of[row]] ^ (np.uint64(end - start) * MULTIPLY_2)
         place = start
         while end - place >= 8:
-            word = np.uint64(0)
-            for byte in range(8):
-                word |= np.uint64(texts.data[place + byte]) << np.uint64(8 * byte)
-            total = _mixed(total ^ word) * MULTIPLY_1
+            total = _mixed(total ^ word(texts.data, place)) * MULTIPLY_1
             place += 8
-        word = np.uint64(0)
+        rest = np.uint64(0)
         for byte in range(end - place):
-            word |= np.uint64(texts.data[place + byte]) << np.uint64(8 * byte)
-        found[row] = _mixed(total ^ word)
+            rest |= np.uint64(texts.data[place + byte]) << np.uint64(8 * byte)
+        found[row] = _mixed(total ^ rest)

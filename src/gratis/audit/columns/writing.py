@@ -9,58 +9,96 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from gratis.audit.columns.compiled import Array, compiled, inlined
+from gratis.audit.columns import texts
+from gratis.audit.columns.compiled import Array, compiled, inlined, move
+from gratis.audit.columns.tables import SCHEMA
 from gratis.audit.columns.texts import Texts, frozen, texts_of
 from gratis.lines import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ROWS = 1 << 14
+DICTIONARIES = (
+    "account",
+    "verdict",
+    "reason",
+    "group",
+    "allowance",
+    "window_start",
+    "window_end",
+    "offer",
+    "revision",
+)
 INTEGER, TIME, WORD = range(3)
+KINDS = WORD + 1  # what is no word says after its kind where its key stands
+VALUE, BEGIN, SIZE = range(3)  # of the time last written in a column: it often comes again
+OPENING, ACCOUNT, CLOSING = range(3)  # the parts that each line has
 TEXT_COLUMNS = 2  # the id and the account, which come first
 NUMBER_BYTES_MAX = 40  # an integer of 64 bits, or a time in quotes
 DAY_S = 86_400
 SECOND = 1_000_000
 
 
+def parquet(path: Path) -> pq.ParquetWriter:
+    """A file for decisions: what comes again and again as a dictionary, and nothing else, which would take longer."""
+    return pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=list(DICTIONARIES))
+
+
 def lines_of(batch: pa.RecordBatch) -> Iterator[bytes]:
     """Decisions as JSON lines, so many together."""
+    room = np.empty(0, np.uint8)
     for begin in range(0, batch.num_rows, ROWS):
-        yield _lines(batch.slice(begin, ROWS))
+        room, size = _lines(batch.slice(begin, ROWS), room)
+        yield room[:size].tobytes()
 
 
-def _lines(batch: pa.RecordBatch) -> bytes:
+def _lines(batch: pa.RecordBatch, room: Array) -> tuple[Array, int]:
+    """The lines of so many rows, in the room that there is for them, or in more if they need it."""
     names, rows = batch.schema.names, batch.num_rows
-    values = np.empty((rows, len(names) - TEXT_COLUMNS), np.int64)
+    values = np.empty((len(names) - TEXT_COLUMNS, rows), np.int64)
     kinds = np.empty(len(names) - TEXT_COLUMNS, np.int64)
-    words: list[bytes] = []
+    parts: list[bytes] = [b'{"id":', b',"account":', b"}\n"]
     for place, cells in enumerate(batch.columns[TEXT_COLUMNS:]):
-        kinds[place], values[:, place] = _numbers(cells, words)
-    keys = [b',"%s":' % name.encode() for name in names[TEXT_COLUMNS:]]
+        key = b',"%s":' % names[TEXT_COLUMNS + place].encode()
+        kinds[place] = _numbers(cells, key, parts, values[place])
     ids, accounts = texts_of(batch.column(0)), texts_of(batch.column(1))
-    longest = max(map(len, words)) if words else 0
-    fixed = sum(map(len, keys)) + len(keys) * max(NUMBER_BYTES_MAX, longest) + 64
+    fixed = 64 + len(kinds) * (NUMBER_BYTES_MAX + max(map(len, parts)))
     spelled = sum(int(text.starts[-1] - text.starts[0]) for text in (ids, accounts))
-    out = np.empty(2 * spelled + rows * fixed, np.uint8)
-    size = _write(values, kinds, ids, accounts, _joined(keys), _joined(words), out)
-    return out[:size].tobytes()
+    needed = 2 * spelled + rows * fixed
+    out = room if needed <= room.size else np.empty(needed, np.uint8)
+    last = np.full((len(kinds), 3), -1, np.int64)
+    is_plain = texts.is_plain(ids) and texts.is_plain(accounts)
+    size = _write(values, kinds, ids, accounts, _joined(parts), last, is_plain, out)
+    return out, size
 
 
-def _numbers(cells: Any, words: list[bytes]) -> tuple[int, Array]:
-    """A column as numbers: what is null is -1, what is a word has the place of its JSON in `words`."""
+def _numbers(cells: Any, key: bytes, parts: list[bytes], found: Array) -> int:
+    """A column as numbers; of which kind.
+
+    What is a word becomes the place of its key and its JSON in `parts`. Of what is none, that of its key is told with
+    its kind; that of its key and a null comes after it.
+    """
+    first = len(parts)
     if pa.types.is_dictionary(cells.type):
-        first = len(words)
-        words.extend(encode(word) for word in cells.dictionary.to_pylist())
-        words.append(b"null")
-        found = pc.fill_null(cells.indices, len(words) - 1 - first).to_numpy(zero_copy_only=False)
-        return WORD, found.astype(np.int64) + first
+        parts.extend(key + encode(word) for word in cells.dictionary.to_pylist())
+        parts.append(key + b"null")
+        codes = cells.indices if cells.null_count == 0 else pc.fill_null(cells.indices, len(parts) - 1 - first)
+        found[:] = codes.to_numpy(zero_copy_only=False)
+        found += first
+        return WORD
     if pa.types.is_boolean(cells.type):
-        words.extend((b"false", b"true"))
-        return WORD, cells.to_numpy(zero_copy_only=False).astype(np.int64) + len(words) - 2
-    kind = TIME if pa.types.is_timestamp(cells.type) else INTEGER
-    return kind, pc.fill_null(cells.view(pa.int64()), -1).to_numpy(zero_copy_only=False)
+        parts.extend((key + b"false", key + b"true"))
+        found[:] = cells.to_numpy(zero_copy_only=False)
+        found += first
+        return WORD
+    parts.extend((key, key + b"null"))
+    plain = cells.view(pa.int64())
+    found[:] = (plain if plain.null_count == 0 else pc.fill_null(plain, -1)).to_numpy(zero_copy_only=False)
+    return (TIME if pa.types.is_timestamp(cells.type) else INTEGER) + KINDS * first
 
 
 def _joined(parts: list[bytes]) -> Texts:
@@ -70,24 +108,27 @@ def _joined(parts: list[bytes]) -> Texts:
 
 @inlined
 def _part(texts: Texts, one: int, out: Array, place: int) -> int:
-    for byte in range(texts.starts[one], texts.starts[one + 1]):
-        out[place] = texts.data[byte]
-        place += 1
-    return place
+    begin = texts.starts[one]
+    size = texts.starts[one + 1] - begin
+    move(out, place, texts.data, begin, size)
+    return place + size
 
 
 @inlined
-def _text(texts: Texts, row: int, out: Array, place: int) -> int:
+def _text(texts: Texts, row: int, is_plain: bool, out: Array, place: int) -> int:  # noqa: FBT001 - as compiled functions are called
     """A name in quotes: it has no control characters, so only two bytes are escaped."""
     out[place] = 34
     place += 1
-    for byte in range(texts.starts[row], texts.starts[row + 1]):
-        char = texts.data[byte]
-        if char in (34, 92):
-            out[place] = 92
+    if is_plain:
+        place = _part(texts, row, out, place)
+    else:
+        for byte in range(texts.starts[row], texts.starts[row + 1]):
+            char = texts.data[byte]
+            if char in (34, 92):
+                out[place] = 92
+                place += 1
+            out[place] = char
             place += 1
-        out[place] = char
-        place += 1
     out[place] = 34
     return place + 1
 
@@ -95,15 +136,16 @@ def _text(texts: Texts, row: int, out: Array, place: int) -> int:
 @inlined
 def _digits(value: int, width: int, out: Array, place: int) -> int:
     """So many digits of a number, and at least one; 0: as many as it has."""
-    size, rest = 1, value
-    while rest >= 10:
-        rest //= 10
+    ten = np.uint64(10)
+    rest, size = np.uint64(value), 1
+    bound = ten
+    while rest >= bound and size < 19:
+        bound *= ten
         size += 1
     size = max(size, width)
-    rest = value
     for digit in range(size - 1, -1, -1):
-        out[place + digit] = 48 + rest % 10
-        rest //= 10
+        out[place + digit] = 48 + rest % ten
+        rest //= ten
     return place + size
 
 
@@ -138,32 +180,39 @@ def _time(since: int, out: Array, place: int) -> int:
     return place + 2
 
 
+@inlined
+def _again(value: int, last: Array, one: int, out: Array, place: int) -> int:
+    """A time; one that the row before has is copied from there."""
+    if value == last[one, VALUE]:
+        move(out, place, out, last[one, BEGIN], last[one, SIZE])
+        size = last[one, SIZE]
+    else:
+        size = _time(value, out, place) - place
+    last[one, VALUE], last[one, BEGIN], last[one, SIZE] = value, place, size
+    return place + size
+
+
 @compiled
-def _write(values: Array, kinds: Array, ids: Texts, accounts: Texts, keys: Texts, words: Texts, out: Array) -> int:
+def _write(
+    values: Array, kinds: Array, ids: Texts, accounts: Texts, parts: Texts, last: Array, is_plain: bool, out: Array  # noqa: FBT001 - as above
+) -> int:  # fmt: skip
     """All lines; how many bytes they are."""
     place = 0
-    for row in range(values.shape[0]):
-        for char in (123, 34, 105, 100, 34, 58):  # {"id":
-            out[place] = char
-            place += 1
-        place = _text(ids, row, out, place)
-        for char in (44, 34, 97, 99, 99, 111, 117, 110, 116, 34, 58):  # ,"account":
-            out[place] = char
-            place += 1
-        place = _text(accounts, row, out, place)
+    for row in range(values.shape[1]):
+        place = _part(parts, OPENING, out, place)
+        place = _text(ids, row, is_plain, out, place)
+        place = _part(parts, ACCOUNT, out, place)
+        place = _text(accounts, row, is_plain, out, place)
         for one in range(kinds.shape[0]):
-            place = _part(keys, one, out, place)
-            value = values[row, one]
-            if kinds[one] == WORD:
-                place = _part(words, value, out, place)
-            elif value < 0:
-                for char in (110, 117, 108, 108):  # null
-                    out[place] = char
-                    place += 1
-            elif kinds[one] == TIME:
-                place = _time(value, out, place)
-            else:
+            value, kind = values[one, row], kinds[one]
+            if kind == WORD:
+                place = _part(parts, value, out, place)
+                continue
+            its, key = kind % KINDS, kind // KINDS
+            place = _part(parts, key + 1 if value < 0 else key, out, place)
+            if value >= 0 and its == TIME:
+                place = _again(value, last, one, out, place)
+            elif value >= 0:
                 place = _digits(value, 0, out, place)
-        out[place], out[place + 1] = 125, 10  # }
-        place += 2
+        place = _part(parts, CLOSING, out, place)
     return place

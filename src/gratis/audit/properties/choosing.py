@@ -200,7 +200,7 @@ class _Choices:
             if requests and way < 1 / 16:
                 requests.append(requests[-1])
             elif requests and way < 2 / 16:
-                requests.append(_changed(chance.choice(requests), chance))
+                requests.append(changed(chance.choice(requests), chance))
             else:
                 requests.append(self._repeat() if way < 4 / 16 else self._request())
         return Asking(self._now, tuple(requests), self._view(), is_batch=True)
@@ -279,7 +279,7 @@ class _Choices:
         if way < 1 / 3:
             return chance.choice(shared)
         if way < 5 / 12:
-            return _changed(chance.choice(shared), chance)
+            return changed(chance.choice(shared), chance)
         return self._new(account, model, chance.choice(sizes), self._now)
 
     def _request(self) -> Request:
@@ -374,7 +374,7 @@ class _Choices:
         if way < 1 / 2:
             return request
         if way < 7 / 8:
-            return _changed(request, chance)
+            return changed(request, chance)
         return replace(request, account=chance.choice(self._accounts))
 
     def _window(self) -> Window | None:
@@ -391,8 +391,8 @@ def _edge(chance: random.Random) -> timedelta:
     return chance.choice((-TICK, timedelta(), TICK))
 
 
-def _changed(request: Request, chance: random.Random) -> Request:
-    """The same id, with other content."""
+def changed(request: Request, chance: random.Random) -> Request:
+    """The same id, with other content: a conflict, in one field."""
     given, made, cached = request.input_tokens, request.output_tokens, request.cached_tokens
     field = chance.choice(CONFLICT_FIELDS)
     if field == "cached_tokens" and not given:

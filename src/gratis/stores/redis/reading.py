@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from gratis.errors import StoreError, UnreadableEntry
-from gratis.model import Entry, Window, from_micros
+from gratis.errors import GratisError, StoreError, UnreadableEntry, UnreadableState
+from gratis.model import Entry, Window, from_micros, shown
 from gratis.rule import Tally
 from gratis.stores.redis.calls import outside_field
 from gratis.stores.redis.layout import (
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 PAGE = 100
 SCAN = 1_000
 WORDS_CACHED_MAX = 100_000
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, AssertionError, GratisError)
+VERSION_DIGITS_MAX = 6
 _NUMBERS = 4  # of a tally; behind them comes its link
 
 
@@ -49,17 +51,26 @@ class Reading:
 
     def enrollments(self, offer: str, account: str) -> Flow[list[Change]]:
         """Every change of an account's enrollment, oldest first."""
-        return [read_change(line) for line in (yield from self.change_lines(offer, account))]
+        lines = yield from self.change_lines(offer, account)
+        try:
+            return [read_change(line) for line in lines]
+        except UNREADABLE as error:
+            raise UnreadableState(f"a change of the enrollment of {account!r} cannot be read: {error}") from None
 
     def change_lines(self, offer: str, account: str) -> Flow[list[bytes]]:
         """The same, as they are kept."""
         word = account_word(offer, account)
         shard = self._asking.shard_of(word)
-        last = int((yield from self._asking.field(shard, b"v" + word)) or 0)
+        version = (yield from self._asking.field(shard, b"v" + word)) or b"0"
+        if not version.isdigit() or len(version) > VERSION_DIGITS_MAX:
+            raise UnreadableState(
+                f"the version of the enrollment of {account!r} is {shown(version)}; expected a number"
+            )
+        last = int(version)
         names = [change_field(b"%d" % version, word) for version in range(1, last + 1)]
         lines = yield from self._asking.fields(shard, names)
         if None in lines:
-            raise StoreError(f"a change of the enrollment of {account!r} is gone; expected {last} of them")
+            raise UnreadableState(f"a change of the enrollment of {account!r} is gone; expected {last} of them")
         return [line for line in lines if line is not None]
 
     def tallies(self, offer: str, account: str) -> Flow[tuple[int, list[tuple[str, str, Tally]]]]:
@@ -72,12 +83,12 @@ class Reading:
     def links(self, offer: str, account: str) -> Flow[tuple[int, Links]]:
         """How far the shard's ledger reaches, and the last link of each of an account's windows then."""
         last, windows, outside = yield from self._windows(account_word(offer, account))
-        found: Links = {} if outside is None else {None: outside.decode()}
+        found: Links = {} if outside is None else {None: outside.decode(errors="replace")}
         for name, value in windows:
             group, kind, tally = _tally(name, value)
             linked = value.split()[_NUMBERS:]
             if linked:
-                found[group, kind, tally.window.start] = linked[0].decode()
+                found[group, kind, tally.window.start] = linked[0].decode(errors="replace")
         return last, found
 
     def _windows(self, word: bytes) -> Flow[tuple[int, list[tuple[bytes, bytes]], bytes | None]]:
@@ -97,6 +108,10 @@ class Reading:
         """The last entry that was trimmed from a shard's ledger."""
         return read_counters((yield from self._asking.field(shard, b"n"))).base
 
+    def kept(self, shard: Shard) -> Flow[bytes]:
+        """By when ended what a shard keeps no longer; empty if it was never trimmed."""
+        return read_counters((yield from self._asking.field(shard, b"n"))).kept
+
     def accounts(self) -> Flow[list[tuple[str, str]]]:
         """Offer and name of each account that the store knows."""
         found: dict[bytes, None] = {}
@@ -114,15 +129,11 @@ class Reading:
     def entries(self, shard: Shard, after: int, upto: int | None) -> Flow[list[Entry]]:
         """The next page of a shard's ledger behind an entry; empty at its end."""
         counters = read_counters((yield from self._asking.field(shard, b"n")))
-        ask = packed("XRANGE", shard.ledger, f"{after + 1}-0", "+", "COUNT", PAGE)
+        ask = packed("XRANGE", shard.ledger, f"{after or 1}-0", "+", "COUNT", PAGE)
         found = yield from self._asking.read(Call(shard.slot, ask))
         if not found and counters.last < after:
             yield from self._check_reaches(shard, after)
-        rows: list[tuple[int, bytes]] = []
-        for place, fields in found:
-            upmost = int(place.partition(b"-")[0])
-            told = [value for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"r"]
-            rows += enumerate(told, upmost - len(told) + 1)
+        rows = _rows(shard, found, after)
         rows = [row for row in rows if row[0] > after]
         if after == 0 and rows and rows[0][0] > counters.base + 1:  # somebody trims meanwhile
             counters = read_counters((yield from self._asking.field(shard, b"n")))
@@ -133,13 +144,18 @@ class Reading:
         rows = [row for place, row in enumerate(rows) if row[0] == rows[0][0] + place]  # up to the next gap
         if upto is not None:
             rows = [row for row in rows if row[0] <= upto]
-        records = [_record(shard, number, record) for number, record in rows]
+        records = _records(shard, rows)
         words = yield from self._known(shard, {number for one in records for number in (one.account, one.facts)})
-        entries = []
-        for (number, _), record in zip(rows, records, strict=True):
-            account = words[record.account][1:].decode().partition("\0")[2]
-            decision = decision_of(record, account, self._read_facts(words[record.facts]))
-            entries.append(Entry(number, record.decided_at, decision, shard.number, record.link))
+        entries: list[Entry] = []
+        for (number, _), record in zip(rows, records, strict=False):
+            try:
+                account = words[record.account][1:].decode().partition("\0")[2]
+                decision = decision_of(record, account, self._read_facts(words[record.facts]))
+                entries.append(Entry(number, record.decided_at, decision, shard.number, record.link))
+            except UNREADABLE as error:
+                if entries:
+                    break  # the next page begins with it
+                raise UnreadableEntry(number, _why(error, record), shard=shard.number) from error
         return entries
 
     def _check_reaches(self, shard: Shard, after: int) -> Flow[None]:
@@ -159,7 +175,7 @@ class Reading:
         texts = yield from self._asking.fields(shard, [b"w" + number for number in missing])
         for number, text in zip(missing, texts, strict=True):
             if text is None:
-                raise StoreError(f"word {number.decode()} of shard {shard.number} is gone; the ledger cannot be read")
+                continue  # whoever needs it says so
             if len(self._words) >= WORDS_CACHED_MAX:
                 self._words.clear()
             known[number] = self._words[shard.number, number] = text
@@ -174,14 +190,46 @@ class Reading:
         return facts
 
 
-def _record(shard: Shard, number: int, record: bytes) -> Record:
-    try:
-        return read_record(record)
-    except (ValueError, IndexError) as error:  # msgspec's errors are ValueErrors
-        raise UnreadableEntry(number, str(error), shard=shard.number) from error
+def _rows(shard: Shard, found: list[tuple[bytes, list[bytes]]], after: int) -> list[tuple[int, bytes]]:
+    """Records of entries of the stream with their numbers; one that holds more than its place has room for is none."""
+    rows: list[tuple[int, bytes]] = []
+    before = 0
+    for place, fields in found:
+        upmost = int(place.partition(b"-")[0])
+        told = [value for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"r"]
+        if before >= max(after, upmost - len(told) + 1):
+            if rows and rows[-1][0] > after:
+                break  # the next page begins with it
+            many = f"it holds {len(told)} records, of which {upmost - before} belong there"
+            raise UnreadableEntry(upmost, many, shard=shard.number)
+        rows += enumerate(told, upmost - len(told) + 1)
+        before = upmost
+    return rows
+
+
+def _records(shard: Shard, rows: list[tuple[int, bytes]]) -> list[Record]:
+    """As many records as can be read, one after the other; the first one that cannot be is told by the next page."""
+    records: list[Record] = []
+    for number, text in rows:
+        try:
+            records.append(read_record(text))
+        except UNREADABLE as error:
+            if records:
+                break
+            raise UnreadableEntry(number, str(error), shard=shard.number) from error
+    return records
+
+
+def _why(error: Exception, record: Record) -> str:
+    if isinstance(error, KeyError) and error.args[0] in {record.account, record.facts}:
+        return f"word {shown(error.args[0])}, which it names, is gone"
+    return str(error)
 
 
 def _tally(name: bytes, value: bytes) -> tuple[str, str, Tally]:
-    group, kind, _ = name.decode().split("\0")
-    used, seq, start, end = map(int, value.split()[:_NUMBERS])
-    return group, kind, Tally(Window(from_micros(start), from_micros(end)), used, seq)
+    try:
+        group, kind, _ = name.decode().split("\0")
+        used, seq, start, end = map(int, value.split()[:_NUMBERS])
+        return group, kind, Tally(Window(from_micros(start), from_micros(end)), used, seq)
+    except (ValueError, OverflowError):
+        raise UnreadableState(f"window {shown(name)}: its counter is {shown(value)}, which cannot be read") from None

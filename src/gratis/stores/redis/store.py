@@ -165,6 +165,11 @@ class RedisStore:
         """How far each shard's ledger was forgotten."""
         return tuple(self._run(self._core.reading.base(shard)) for shard in self._core.asking.shards)
 
+    def kept(self) -> datetime | None:
+        """By when ended what some shard keeps no longer: its counters may be gone; None if all are there."""
+        kept = max(self._run(self._core.reading.kept(shard)) for shard in self._core.asking.shards)
+        return from_micros(int(kept)) if kept else None
+
     def close(self) -> None:
         """Close every connection; what was acknowledged is on the server."""
         self._is_closed = True

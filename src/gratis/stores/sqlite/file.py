@@ -15,7 +15,7 @@ from enum import StrEnum, unique
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from gratis.errors import NotExecuted, OutcomeUnknown, StoreError
+from gratis.errors import NotExecuted, OutcomeUnknown, StoreError, UnreadableState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,7 +180,7 @@ class File:
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: {error}") from error
         except UNREADABLE as error:
-            raise StoreError(f"{self.path}: holds what cannot be read: {error!r}") from error
+            raise UnreadableState(f"{self.path}: holds what cannot be read: {error!r}") from error
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from gratis.lines import (
     terms_line,
     terms_of,
 )
-from gratis.model import Decision, Durability, Entry, Kind, Reason, Request, Window, from_micros, micros
+from gratis.model import Decision, Durability, Entry, Kind, Reason, Request, Window, from_micros, micros, shown
 
 if TYPE_CHECKING:
     import sqlite3
@@ -129,6 +129,11 @@ class Rows:
             kind, tools, at, reason, free_tokens, used, total, start, end, seq, decided_at, durability,
             hold, correction, corrects, linked,
         ) = row  # fmt: skip
+        for value in (free_tokens, used, total, seq):
+            if value is not None and type(value) is not int:
+                raise ValueError(f"found {shown(value)}; expected a whole number")
+        if linked is not None and type(linked) is not str:
+            raise ValueError(f"link: found {shown(linked)}; expected text")
         request = Request(
             id=request_id,
             model=model,
