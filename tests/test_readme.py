@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
 from gratis import Meter, Reason
 from gratis.cli.arguments import parser
@@ -83,6 +84,13 @@ def provider(monkeypatch):
 def test_python_blocks_print_what_readme_prints(tmp_path, monkeypatch):
     """The blocks of Python, run in order, print what the blocks after them say."""
     monkeypatch.chdir(tmp_path)
+    made, init = [], OpenAI.__init__
+
+    def noted(client, *args, **named):
+        made.append(client)
+        init(client, *args, **named)
+
+    monkeypatch.setattr(OpenAI, "__init__", noted)
     namespace = {}
     ran = 0
     for (language, block), (after, expected) in itertools.pairwise(BLOCKS):
@@ -95,6 +103,9 @@ def test_python_blocks_print_what_readme_prints(tmp_path, monkeypatch):
         assert matches(printed.getvalue(), expected), f"{block}\n--- prints:\n{printed.getvalue()}"
         ran += 1
     assert ran == 6
+    for client in made:  # README's program ends here, the tests go on
+        client.close()
+    assert len(made) >= README.count("OpenAI()")
 
 
 @pytest.mark.parametrize("command", [command for command, _ in sessions() if command.startswith("python3 -m venv")])
