@@ -66,6 +66,7 @@ FLOORS = {
         "audit.findings",
         "audit.force",
         "audit.windows",
+        "audit.judging",
         "audit.fold",
         "audit.beside",
         "audit.kept",

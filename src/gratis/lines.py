@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TERMS_CACHED_MAX = 1_000
+TERMS_BYTES_MAX = 1 << 14  # larger ones are read each time
 NUMBER_MAX = (1 << 63) - 1
 LINE_BYTES_MAX = 1 << 20
 ENTRY_BYTES_MAX = 4 << 20  # a line of the ledger carries its enrollment, of whatever size that may be
@@ -223,7 +224,7 @@ def entry_of(line: object) -> Entry:
             request = replace(request, id=correction_id(corrects.of, corrects.number))
         decision = Decision(
             request=request,
-            terms=_terms_of_text(encode((line["terms"], line["enrollment"]))),
+            terms=_entry_terms(line["terms"], line["enrollment"]),
             reason=Reason(line["reason"]),
             free_tokens=_number(line, "free_tokens"),
             used=_number(line, "used"),
@@ -460,6 +461,11 @@ def terms_of(line: object, *, enrollment: Mapping[str, Any] | None) -> Terms:
         Overage(line["overage"]),
         line["window"],
     )
+
+
+def _entry_terms(terms: object, enrollment: Mapping[str, Any] | None) -> Terms:
+    text = encode((terms, enrollment))
+    return _terms_of_text(text) if len(text) <= TERMS_BYTES_MAX else terms_of(terms, enrollment=enrollment)
 
 
 @lru_cache(maxsize=TERMS_CACHED_MAX)

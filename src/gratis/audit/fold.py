@@ -15,12 +15,12 @@ from msgspec.structs import replace
 
 from gratis.audit.findings import Finding, FindingKind, finding
 from gratis.audit.force import InForce
+from gratis.audit.judging import after_gap, differences, misprints, told_before, wrong_correction
 from gratis.audit.seen import Seen
 from gratis.audit.windows import Said, Windows
 from gratis.book import Cases, corrects
 from gratis.chain import UNCHAINED, Stems, link
-from gratis.lines import correction_line, decision_fields, decision_line
-from gratis.model import Correction, Reason, Remedy, correction_id, stamp
+from gratis.model import Correction, Reason, correction_id
 from gratis.rule import Tally, decide
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from gratis.stores import Links
 
 ENROLLMENTS_MAX = 10_000
-TIMES = ("window_start", "window_end", "at")
 
 
 class Unreadable(Struct, frozen=True):
@@ -96,7 +95,7 @@ class Audit:
                 )
             elif isinstance(item, Printed):
                 found = list(self._check(item.entry))
-                yield from found or _misprints(item)
+                yield from found or misprints(item.entry, item.line)
             else:
                 yield from self._check(item)
 
@@ -258,7 +257,7 @@ class Audit:
         found, terms = entry.decision, entry.decision.terms
         if found.correction is not None:
             first = self._seen[found.offer].get(found.account, found.correction.of)
-            yield from _wrong_correction(entry, charge, first)
+            yield from wrong_correction(entry, charge, first)
         elif found.is_unmeasured and found.hold is not None and found.tokens != found.hold.tokens_max:
             yield finding(FindingKind.WRONG_TOTALS, entry, "tokens", found.tokens, found.hold.tokens_max)
         for field in terms.__struct_fields__:
@@ -269,15 +268,15 @@ class Audit:
         before = self._before(charge)
         if before is None and self._is_cut:
             # Of a window whose first decisions were trimmed, the first that is left says how it was before.
-            before = _told_before(found, charge)
-        believed = _after_gap(found, charge, before)
+            before = told_before(found, charge)
+        believed = after_gap(found, charge, before)
         if believed is not None:
             yield finding(FindingKind.SEQ_GAP, entry, "seq", found.seq, 1 if before is None else before.seq + 1)
             before = believed
         # Whether a window was still kept is the store's to know; the fold only asks whether it had ended.
         kept_since = entry.decided_at if found.reason is Reason.TOO_LATE else None
         expected, after = decide(charge, before, kept_since=kept_since, durability=found.durability)
-        yield from _differences(entry, expected)
+        yield from differences(entry, expected)
         if after is not None and found.window is None:
             # It belongs to a window and says that it does not: those that follow are judged on top of it all the same.
             self._windows.put((found.offer, found.account), place, Said(after, entry.link))
@@ -317,107 +316,6 @@ class Audit:
             actor=correction.actor,
             why=correction.why,
         )
-
-
-def _told_before(found: Decision, charge: Charge) -> Tally | None:
-    """How its window was before a decision, as it says itself; None where it says that it was the first."""
-    if found.window is None or found.total is None or found.seq is None or found.seq <= 1:
-        return None
-    used = found.total - charge.amount + (0 if found.correction is None else found.correction.returned)
-    return Tally(found.window, used, found.seq - 1)
-
-
-def _after_gap(found: Decision, charge: Charge, before: Tally | None) -> Tally | None:
-    """What is believed of a window of which decisions are missing: the next one would else be accused for them.
-
-    Only of the window in which it belongs, and only of what missing ones can have done: to take more of it.
-    """
-    told = _told_before(found, charge)
-    if told is None or charge.window is None:
-        return None
-    if not charge.rolls:
-        belongs = told.window == charge.window
-    elif before is None or told.window.start >= before.window.end:
-        belongs = told.window.start <= charge.request.at < told.window.end
-    else:
-        belongs = told.window == before.window
-    used, seq = (before.used, before.seq) if before is not None and before.window == told.window else (0, 0)
-    return told if belongs and told.seq > seq and told.used >= used else None
-
-
-MISPRINTS = {
-    "verdict": FindingKind.WRONG_REASON,
-    "reason": FindingKind.WRONG_REASON,
-    "replayed": FindingKind.WRONG_REASON,
-    "window_start": FindingKind.WRONG_WINDOW,
-    "window_end": FindingKind.WRONG_WINDOW,
-    "group": FindingKind.WRONG_GROUP,
-    "allowance": FindingKind.WRONG_TERMS,
-    "offer": FindingKind.WRONG_TERMS,
-    "revision": FindingKind.WRONG_TERMS,
-}
-
-
-OWNERS = frozenset({Remedy.VOIDED, Remedy.ADJUSTED})
-
-
-def _wrong_correction(entry: Entry, charge: Charge, first: Decision | None) -> Iterator[Finding]:
-    """What a correction says of itself that does not follow from what it corrects."""
-    found, expected = entry.decision.correction, charge.step
-    assert found is not None, "the entry is a correction"
-    assert isinstance(expected, Correction), "its charge is one"
-    if not expected.of:
-        yield finding(FindingKind.WRONG_CORRECTION, entry, "id", found.of, "a request that was decided before")
-        return
-    # An owner's correction may need another one before it, which gives back what counted elsewhere.
-    is_owners = found.actor is not None if found.remedy is Remedy.RELEASED else found.remedy in OWNERS
-    if (found.actor is not None, found.why is not None) != (is_owners, is_owners):
-        yield finding(FindingKind.WRONG_CORRECTION, entry, "actor", found.actor, "an owner who says why, or nobody")
-    if found.actor is None and first is not None and not first.is_unmeasured:
-        expected_of = "that of an owner: what it corrects was measured"
-        yield finding(FindingKind.WRONG_CORRECTION, entry, "remedy", found.remedy, expected_of)
-    ours, theirs = correction_line(expected), correction_line(found)
-    for field in ("returned", "window_start", "window_end"):
-        if ours[field] != theirs[field]:
-            yield finding(FindingKind.WRONG_CORRECTION, entry, field, theirs[field], ours[field])
-
-
-def _misprints(printed: Printed) -> Iterator[Finding]:
-    """Fields of a line that do not follow from its others."""
-    for field, value in decision_fields(printed.entry.decision).items():
-        found, expected = printed.line.get(field, "nothing"), value
-        if field in TIMES and value is not None:
-            if isinstance(found, str):
-                continue  # the same instant may be written in more than one way, and was read
-            expected = stamp(value)
-        if found != expected or (type(found) is not type(expected) and not isinstance(expected, str)):
-            kind = MISPRINTS.get(field, FindingKind.WRONG_TOTALS)
-            yield finding(kind, printed.entry, field, found, expected)
-
-
-def _differences(entry: Entry, expected: Decision) -> Iterator[Finding]:
-    found = entry.decision
-    if found == expected:
-        return
-    if found.is_free is not expected.is_free:
-        kind = FindingKind.WRONGLY_FREE if found.is_free else FindingKind.NEEDLESS_BILLING
-        yield finding(kind, entry, "verdict", found.verdict, expected.verdict)
-    elif found.reason is not expected.reason:
-        yield finding(FindingKind.WRONG_REASON, entry, "reason", found.reason, expected.reason)
-    if found.seq != expected.seq:
-        kind = FindingKind.WRONG_WINDOW  # it has a place in a window, and should have none, or the other way round
-        if found.seq is not None and expected.seq is not None:
-            kind = FindingKind.SEQ_GAP if found.seq > expected.seq else FindingKind.SEQ_REPEATED
-        yield finding(kind, entry, "seq", found.seq, expected.seq)
-    ours, theirs = decision_line(expected), decision_line(found)
-    kinds = {
-        FindingKind.WRONG_WINDOW: ("window_start", "window_end"),
-        FindingKind.WRONG_TOTALS: ("free_tokens", "used", "total"),
-    }
-    for kind, fields in kinds.items():
-        for field in fields:
-            if theirs[field] != ours[field]:
-                yield finding(kind, entry, field, theirs[field], ours[field])
 
 
 def _counter(account: str, group: str, found: Tally | None, expected: Tally | None) -> Finding:

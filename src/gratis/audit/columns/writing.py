@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ROWS = 1 << 14
+ROWS = 1 << 12
 DICTIONARIES = (
     "account",
     "verdict",
