@@ -2,12 +2,14 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from gratis.cli import main
+from gratis.cli import main, reconciling
 from gratis.lines import encode, request_line
 from gratis.model import Request
+from gratis.reconcile.own import gather
 
 from .billing import KEY, LARGE, SMALL, Billing, Endpoints, Sent, lines
 
@@ -19,6 +21,7 @@ SENT = [
     for model in (LARGE, SMALL)
 ]
 TIER = ["--tier", "3"]
+CONFIG = Path(__file__).parents[1] / "config"
 
 
 def log_of(sent):
@@ -178,12 +181,33 @@ def test_a_bad_line_of_a_log(folder, capsys):
         (["usage.jsonl"], "expected one of --ledger FILE, --store URL and --log FILE"),
         (["usage.jsonl", "--log", "log.jsonl", "--ledger", "x"], "found --ledger and --log; expected one of"),
         (["--log", "log.jsonl", *TIER], "expected REPORT files, or --fetch"),
-        (["usage.jsonl", "--fetch", "--log", "log.jsonl", *TIER], "expected REPORT files, or --fetch"),
+        (
+            ["usage.jsonl", "--fetch", "--log", "log.jsonl", *TIER],
+            "found --fetch and usage.jsonl; expected REPORT files, or --fetch",
+        ),
+        (["usage.jsonl", "--ledger", "x", "--counts", "all", *TIER], "found --counts and --tier with --ledger"),
+        (["usage.jsonl", "--store", "sqlite:///x.db", "--overage", "excess"], "found --overage with --store"),
+        (["usage.jsonl", "--ledger", "x", "--sharing", "enabled"], "found --sharing with --ledger"),
+        (["usage.jsonl", "--ledger", "x", "--shared-project", "a"], "found --shared-project with --ledger"),
+        (["usage.jsonl", "--ledger", "x", "--enrollments", "y"], "found --enrollments with --ledger"),
+        (["usage.jsonl", "--store", "memory:"], "--store memory: ends with its process"),
+        (["usage.jsonl", "--log", "log.jsonl", *TIER, "--account", "nobody"], "but those of default; expected one of"),
+        (
+            ["usage.jsonl", "--log", "log.jsonl", *TIER, "--since", "2025-05-02", "--until", "2025-05-01"],
+            "--until: found 2025-05-01; expected a day after --since 2025-05-02",
+        ),
         (["usage.jsonl", "--log", "log.jsonl"], "who takes part?"),
         (["usage.jsonl", "--save", "x", "--log", "log.jsonl", *TIER], "--save keeps what --fetch brings"),
         (["gone.json", "--log", "log.jsonl", *TIER], "gone.json: No such file"),
         (["log.jsonl", "--log", "log.jsonl", *TIER], "log.jsonl: line 1: found a value of type dict"),
-        (["costs.jsonl", "--log", "log.jsonl", *TIER], "no report of usage for these days"),
+        (
+            ["costs.jsonl", "--log", "log.jsonl", *TIER],
+            "no report of usage for these days: found costs from 2025-05-01 to 2025-05-02; expected pages of the Usage",
+        ),
+        (
+            ["usage.jsonl", "--log", "log.jsonl", *TIER, "--since", "2025-06-01"],
+            "no report of usage for these days: found usage from 2025-05-01 to 2025-05-02",
+        ),
         (["usage.jsonl", "--ledger", "log.jsonl"], "log.jsonl: line 1: "),
         (["usage.jsonl", "--store", "sqlite:///gone.db"], "there is none"),
         (["usage.jsonl", "--log", "log.jsonl", *TIER, "--prices", "gone"], "gone: prices: no such table"),
@@ -195,6 +219,101 @@ def test_bad_use(folder, capsys, arguments, message):
     code, _, err = run(capsys, *arguments)
     assert code == 2
     assert message in err
+
+
+READ = ("usage.jsonl", "ledger.jsonl", "log.jsonl", "enrollments.jsonl", "prices.toml", "offer.toml", "decided.db")
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("page", ["{}", "./{}", "{}.page"])
+def test_a_page_takes_the_place_of_no_file_that_is_read(folder, capsys, name, page):
+    """Neither the page nor what it is while it is written, under whatever name."""
+    (folder / "offer.toml").write_bytes((CONFIG / "openai-data-sharing.toml").read_bytes())
+    (folder / "prices.toml").write_bytes((CONFIG / "prices" / "openai.toml").read_bytes())
+    (folder / "enrollments.jsonl").write_bytes(b"")
+    assert main(["decide", "log.jsonl", "--store", "sqlite:///decided.db", *TIER, "--no-bounds"]) == 0
+    assert main(["ledger", "--store", "sqlite:///decided.db", "--out", "ledger.jsonl"]) == 0
+    capsys.readouterr()
+    page = page.format(name)
+    if page.endswith(".page"):
+        (folder / page).symlink_to(name)
+    before = (folder / name).read_bytes()
+    source = {
+        "ledger.jsonl": ["--ledger", "ledger.jsonl"],
+        "decided.db": ["--store", "sqlite:///decided.db"],
+    }.get(name, ["--log", "log.jsonl", "--enrollments", "enrollments.jsonl"])
+    options = [*source, "--offer", "offer.toml", "--prices", "prices.toml"]
+    code, found, err = run(capsys, "usage.jsonl", *options, "--html", page)
+    assert (code, found) == (2, [])
+    assert "--html" in err
+    assert "found the file that is read" in err
+    assert (folder / name).read_bytes() == before
+
+
+def test_a_page_half_written_takes_the_place_of_no_file(folder, capsys):
+    """Until it is complete it has another name, which may be that of a report."""
+    report = (folder / "usage.jsonl").rename(folder / "page.html.part")
+    code, _, err = run(capsys, report, "--log", "log.jsonl", *TIER, "--html", "page.html")
+    assert (code, "found the file that is read" in err) == (2, True)
+    assert report.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--log", "gone.jsonl", *TIER],
+        ["--log", "log.jsonl", *TIER, "--prices", "gone"],
+        ["--log", "log.jsonl", *TIER, "--offer", "gone"],
+        ["--log", "log.jsonl", "--enrollments", "gone.jsonl"],
+        ["--log", "log.jsonl", *TIER, "--account", "nobody"],
+        ["--ledger", "gone.jsonl"],
+        ["--ledger", "log.jsonl"],
+        ["--store", "sqlite:///gone.db"],
+        [],
+    ],
+)
+def test_nothing_is_fetched_for_what_cannot_be_compared(folder, capsys, monkeypatch, wrong):
+    """Prices, offer and decisions are there, or the provider is not asked."""
+    with Endpoints(usage=Billing(sent=SENT).pages()) as provider:
+        monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.url)
+        code, _, _ = run(capsys, "--fetch", "--since", "2025-05-01", "--until", "2025-05-03", *wrong)
+    assert (code, provider.asked) == (2, [])
+
+
+def test_a_store_is_read_after_the_reports(folder, capsys, monkeypatch):
+    """A store goes on while reports are fetched, so what they tell of is there when it is read."""
+    url, asked = f"sqlite:///{folder}/decided.db", []
+    assert main(["decide", "log.jsonl", "--store", url, *TIER, "--no-bounds"]) == 0
+    capsys.readouterr()
+    with Endpoints(usage=Billing(sent=SENT).pages()) as provider:
+        monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.url)
+
+        def gathered(*decisions, **options):
+            asked.append(len(provider.asked) > 0)
+            return gather(*decisions, **options)
+
+        monkeypatch.setattr(reconciling, "gather", gathered)
+        days = ["--since", "2025-05-01", "--until", "2025-05-03"]
+        code, found, _ = run(capsys, "--fetch", *days, "--store", url)
+    assert (code, summary(found)["clean"], asked) == (0, True, [True])
+
+
+def test_a_fetched_report_is_not_written_over(folder, capsys, monkeypatch):
+    """A page cannot take the place of a report that was just saved."""
+    (folder / "saved").mkdir()
+    saved = folder / "saved" / "usage-completions-0001.json"
+    with Endpoints(usage=Billing(sent=SENT).pages()) as provider:
+        monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.url)
+        days = ["--since", "2025-05-01", "--until", "2025-05-03"]
+        options = ["--save", "saved", "--html", saved, "--store", "sqlite:///decided.db"]
+        assert main(["decide", "log.jsonl", "--store", "sqlite:///decided.db", *TIER, "--no-bounds"]) == 0
+        capsys.readouterr()
+        code, _, err = run(capsys, "--fetch", *days, *options)
+    assert (code, "found the file that is read" in err) == (2, True)
+    assert saved.read_bytes().startswith(b"{")
 
 
 def test_reports_are_fetched_saved_and_read_again(folder, capsys, monkeypatch):

@@ -172,3 +172,19 @@ def test_nobody_is_there():
     with pytest.raises(FetchError, match=r"usage/completions: .*, 5 times; try again later"):
         fetched(None, url=url, waits=waits)
     assert waits == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_who_does_not_answer_is_named():
+    """The host, why, and what to check."""
+    with Endpoints() as endpoints:
+        host = endpoints.url.split("/")[2]
+    with pytest.raises(FetchError) as error:
+        fetched(None, url=f"http://{host}/v1")
+    assert f"usage/completions: no answer from {host} (ConnectionRefusedError: Connection refused)" in str(error.value)
+    assert "check the network, a proxy and OPENAI_BASE_URL" in str(error.value)
+
+
+def test_what_is_asked_is_checked_before_a_page_is_wanted(provider):
+    """A key that is none is refused at once, not when the first page is read."""
+    with pytest.raises(FetchError, match="expected printable ASCII"):
+        fetch(key="", since=FIRST, until=FIRST + timedelta(days=1), wait=[].append, base_url=provider.url)

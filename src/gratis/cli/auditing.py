@@ -49,7 +49,8 @@ def audit(arguments: argparse.Namespace) -> int:
         raise GratisError("audit: memory: ends with its process; expected FILE, the lines of its ledger")
     count, show = 0, _finding_row if is_table(arguments.format) else _finding_line
     offer = next(iter(offers), DEFAULT_OFFER)
-    story = report.begin(arguments.html, "Audit", offer, is_audit=True, reads=arguments.file)
+    reads = [name for name in (arguments.file, arguments.enrollments, arguments.offer, report.store_file(url)) if name]
+    story = report.begin(arguments.html, "Audit", offer, is_audit=True, reads=reads)
     with ExitStack() as stack:
         store = None
         if url is not None:

@@ -56,7 +56,8 @@ def readings(arguments: argparse.Namespace) -> int:
         models=listed([offer, *(side.offer for side in also)]) if pairs else (),
     )
     title = f"{offer.title}, under {len(sides)} readings"
-    story = report.begin(arguments.html, title, offer.name, reads=arguments.file)
+    reads = [name for name in (arguments.file, arguments.enrollments, arguments.offer) if name]
+    story = report.begin(arguments.html, title, offer.name, reads=reads)
     try:
         code = _judge(arguments.file, compared, story)
         if story is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from gratis import clock
 from gratis.audit.replay import Replay
@@ -20,7 +21,7 @@ from gratis.errors import GratisError, LedgerError, RequestError
 from gratis.lines import ENTRY_BYTES_MAX, entry_of, request_of
 from gratis.offers import load
 from gratis.prices import load_prices
-from gratis.reconcile.compare import reconcile as compare
+from gratis.reconcile.compare import check_days, reconcile as compare
 from gratis.reconcile.fetch import BASE_URL, LAG_MINUTES, Fetched, fetch
 from gratis.reconcile.files import reports_of
 from gratis.reconcile.own import gather
@@ -38,25 +39,33 @@ if TYPE_CHECKING:
     from gratis.reconcile.own import Own
 
 FOUND, BAD_INPUT = 1, 2
+# How a log is judged; what is decided already is not.
+JUDGING = ("counts", "overage", "tier", "sharing", "shared_project", "enrollments")
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_ADMIN_KEY", "OPENAI_BASE_URL"
 
 
 def reconcile(arguments: argparse.Namespace) -> int:
     """Compare reports with decisions; differences make the exit code 1."""
-    sources = [name for name in ("ledger", "store", "log") if getattr(arguments, name) is not None]
-    if len(sources) > 1:
-        raise GratisError(f"reconcile: found --{' and --'.join(sources)}; expected one of --ledger, --store and --log")
-    files = list(_files(arguments))
-    if not sources:
-        if arguments.save is None:
-            raise GratisError("reconcile: expected one of --ledger FILE, --store URL and --log FILE to compare with")
-        return 0
+    _check(arguments)
     complain = Complaints(arguments.log or "")
     offer = load(arguments.offer).reading(counts=arguments.counts, overage=arguments.overage)
     prices = load_prices(arguments.prices)
-    reports = reports_of(files)
-    story = html.begin(arguments.html, f"{offer.title}: reported and decided", offer.name, prices=prices)
-    own = _own(arguments, offer, complain, story)
+    title, reads = f"{offer.title}: reported and decided", list(_read(arguments))
+    story = html.begin(arguments.html, title, offer.name, prices=prices, reads=reads)
+    with ExitStack() as stack:
+        decisions = _decisions(arguments, offer, complain, stack)
+        files = _fetched(arguments) if arguments.fetch else _files(arguments)
+        if decisions is None:
+            for _ in files:  # each is kept as it comes
+                pass
+            return 0
+        if story is not None:
+            decisions = _told(arguments, offer, decisions, story)
+        # A file's decisions are read before anything is fetched; a store goes on meanwhile, and is read after it.
+        is_first = arguments.fetch and arguments.store is None
+        own = _gathered(arguments, offer, decisions) if is_first else None
+        reports = reports_of(files)
+        own = own or _gathered(arguments, offer, decisions)
     result = compare(reports, own, offer, prices=prices, since=arguments.since, until=arguments.until)
     if story is not None:
         tell(story, result)
@@ -70,24 +79,44 @@ def reconcile(arguments: argparse.Namespace) -> int:
     return 0 if result.is_clean else FOUND
 
 
-def _files(arguments: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
-    """The reports: files, or what is fetched."""
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before anything is read or fetched."""
+    sources = [name for name in ("ledger", "store", "log") if getattr(arguments, name) is not None]
+    if len(sources) > 1:
+        raise GratisError(f"reconcile: found --{' and --'.join(sources)}; expected one of --ledger, --store and --log")
     if bool(arguments.report) is bool(arguments.fetch):
-        raise GratisError("reconcile: expected REPORT files, or --fetch")
-    if not arguments.fetch:
-        if arguments.save is not None:
-            raise GratisError("reconcile: --save keeps what --fetch brings; expected both")
-        for name in arguments.report:
-            with reading(name) as file:
-                yield name, file.read()
-        return
-    for page in _fetched(arguments):
-        if arguments.save is not None:
-            _save(Path(arguments.save), page)
-        yield page.name, page.content
+        found = f"found --fetch and {arguments.report[0]}; " if arguments.fetch else ""
+        raise GratisError(f"reconcile: {found}expected REPORT files, or --fetch")
+    if arguments.save is not None and not arguments.fetch:
+        raise GratisError("reconcile: --save keeps what --fetch brings; expected both")
+    if not sources and arguments.save is None:
+        raise GratisError("reconcile: expected one of --ledger FILE, --store URL and --log FILE to compare with")
+    if arguments.store == "memory:":
+        raise GratisError("reconcile: --store memory: ends with its process; expected --ledger FILE, or another store")
+    given = [f"--{name.replace('_', '-')}" for name in JUDGING if getattr(arguments, name) is not None]
+    if arguments.log is None and given:
+        which = f" with --{sources[0]}, which is decided already" if sources else " without a log"
+        raise GratisError(f"reconcile: found {' and '.join(given)}{which}; expected --log FILE, which is judged")
+    if arguments.log is not None and arguments.tier is None and arguments.enrollments is None:
+        raise GratisError("reconcile: --log: expected --tier N, or --enrollments FILE: who takes part?")
+    check_days(arguments.since, arguments.until)
 
 
-def _fetched(arguments: argparse.Namespace) -> Iterator[Fetched]:
+def _read(arguments: argparse.Namespace) -> Iterator[str]:
+    """The files that are read: a page takes the place of none."""
+    yield from arguments.report
+    named = (arguments.ledger, arguments.log, arguments.enrollments, arguments.offer, arguments.prices)
+    yield from [name for name in (*named, html.store_file(arguments.store)) if name is not None]
+
+
+def _files(arguments: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
+    for name in arguments.report:
+        with reading(name) as file:
+            yield name, file.read()
+
+
+def _fetched(arguments: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
+    """What the provider reports, asked for as it is read; how it is asked is checked at once."""
     key = os.environ.get(KEY_VARIABLE, "")
     if not key:
         raise GratisError(f"reconcile: --fetch: expected an admin key in the environment, as {KEY_VARIABLE}")
@@ -95,15 +124,25 @@ def _fetched(arguments: argparse.Namespace) -> Iterator[Fetched]:
         raise GratisError("reconcile: --fetch: expected --since DATE, and --until DATE unless it is today")
     now = clock.now()
     until = arguments.until or day_of(now) + timedelta(days=1)
+    base = os.environ.get(URL_VARIABLE) or BASE_URL
+    pages = fetch(key=key, since=arguments.since, until=until, wait=time.sleep, base_url=base)
     print(
         f"gratis: reports lag: the last {LAG_MINUTES} minutes before {now:%Y-%m-%d %H:%M} UTC may be missing",
         file=sys.stderr,
     )
+    return _kept(arguments, pages)
+
+
+def _kept(arguments: argparse.Namespace, pages: Iterator[Fetched]) -> Iterator[tuple[str, bytes]]:
+    """Pages as they come, each kept where that is asked for."""
     progress = Progress("pages")
-    base = os.environ.get(URL_VARIABLE) or BASE_URL
-    for page in fetch(key=key, since=arguments.since, until=until, wait=time.sleep, base_url=base):
+    for page in pages:
+        if arguments.save is not None:
+            folder = Path(arguments.save)
+            _save(folder, page)
+            html.apart(arguments.html, [str(folder / page.name)])
         progress.add(1)
-        yield page
+        yield page.name, page.content
     progress.end()
 
 
@@ -117,29 +156,25 @@ def _save(folder: Path, page: Fetched) -> None:
         raise GratisError(f"{folder / page.name}: there already; expected a folder without reports") from None
 
 
-def _own(arguments: argparse.Namespace, offer: Offer, complain: Complaints, story: Story | None) -> Own:
-    """What was decided: by a ledger, by a store's, or by a replay of a log."""
+def _decisions(
+    arguments: argparse.Namespace, offer: Offer, complain: Complaints, stack: ExitStack
+) -> Iterator[Decision] | None:
+    """What was decided: by a ledger, by a store's, or by a replay of a log; opened at once, and read later."""
     if arguments.log is not None:
-        if arguments.tier is None and arguments.enrollments is None:
-            raise GratisError("reconcile: --log: expected --tier N, or --enrollments FILE: who takes part?")
         changes = {} if arguments.enrollments is None else histories(arguments.enrollments, offer.name)
         judge = Replay(offer, assume=assumed(arguments), changes=changes)
-        try:
-            return _gathered(arguments, offer, _replayed(arguments.log, judge, complain), story)
-        finally:
-            judge.close()
+        stack.callback(judge.close)
+        return _replayed(stack.enter_context(reading(arguments.log)), judge, complain)
     if arguments.ledger is not None:
-        return _gathered(arguments, offer, _of_ledger(arguments.ledger), story)
-    store = open_store(arguments.store, must_exist=True)
-    try:
-        return _gathered(arguments, offer, (entry.decision for entry in store.entries()), story)
-    finally:
-        store.close()
+        return _of_ledger(stack.enter_context(reading(arguments.ledger)), arguments.ledger)
+    if arguments.store is not None:
+        store = open_store(arguments.store, must_exist=True)
+        stack.callback(store.close)
+        return (entry.decision for entry in store.entries())
+    return None
 
 
-def _gathered(arguments: argparse.Namespace, offer: Offer, decisions: Iterator[Decision], story: Story | None) -> Own:
-    if story is not None:
-        decisions = _told(arguments, offer, decisions, story)
+def _gathered(arguments: argparse.Namespace, offer: Offer, decisions: Iterator[Decision]) -> Own:
     return gather(decisions, offer=offer.name, account=arguments.account, since=arguments.since, until=arguments.until)
 
 
@@ -158,29 +193,27 @@ def _is_within(at: datetime, since: datetime | None, until: datetime | None) -> 
     return (since is None or since <= at) and (until is None or at < until)
 
 
-def _of_ledger(name: str) -> Iterator[Decision]:
+def _of_ledger(file: BinaryIO, name: str) -> Iterator[Decision]:
     progress = Progress("entries")
-    with reading(name) as file:
-        for batch in batches(file, line_max=ENTRY_BYTES_MAX):
-            for place, line in batch:
-                if line.strip():
-                    try:
-                        yield entry_of(parsed(line, line_max=ENTRY_BYTES_MAX)).decision
-                    except (LedgerError, RequestError) as error:
-                        raise GratisError(f"{name}: line {place}: {error}") from None
-            progress.add(len(batch))
+    for batch in batches(file, line_max=ENTRY_BYTES_MAX):
+        for place, line in batch:
+            if line.strip():
+                try:
+                    yield entry_of(parsed(line, line_max=ENTRY_BYTES_MAX)).decision
+                except (LedgerError, RequestError) as error:
+                    raise GratisError(f"{name}: line {place}: {error}") from None
+        progress.add(len(batch))
     progress.end()
 
 
-def _replayed(name: str, judge: Replay, complain: Complaints) -> Iterator[Decision]:
+def _replayed(file: BinaryIO, judge: Replay, complain: Complaints) -> Iterator[Decision]:
     progress = Progress("requests")
-    with reading(name) as file:
-        for batch in batches(file):
-            for place, line in batch:
-                if line.strip():
-                    try:
-                        yield judge.decide(request_of(parsed(line)))
-                    except RequestError as error:
-                        complain(place, error)
-            progress.add(len(batch))
+    for batch in batches(file):
+        for place, line in batch:
+            if line.strip():
+                try:
+                    yield judge.decide(request_of(parsed(line)))
+                except RequestError as error:
+                    complain(place, error)
+        progress.add(len(batch))
     progress.end()

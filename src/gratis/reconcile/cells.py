@@ -82,7 +82,8 @@ def beside(report: Report, own: Own, *, since: datetime | None, until: datetime 
     rows = [row for row in report.usage if _within(row.start, since, until)]
     spans = [span for span in report.usage_spans if _within(span[0], since, until)]
     if not spans:
-        raise GratisError("reconcile: no report of usage for these days; expected pages of the Usage API or its export")
+        found = f"found {_given(report)}; expected pages of the Usage API (usage/completions) or its export"
+        raise GratisError(f"reconcile: no report of usage for these days: {found}")
     first, last = day_of(min(start for start, _ in spans)), day_of(max(start for start, _ in spans)) + DAY
     counted = [row for row in rows if row.kind in TOKEN_KINDS]
     kinds = {row.kind for row in counted} | {COMPLETIONS}
@@ -106,6 +107,20 @@ def beside(report: Report, own: Own, *, since: datetime | None, until: datetime 
     if not has_cached and any(row.cached_tokens for row in asked) and here:
         notes.append("no request here says how many of its tokens were cached: that is not compared")
     return Table(first, last, by_project, by_model, by_tier, dict(cells), tuple(keys), tools, has_cached, tuple(notes))
+
+
+def _given(report: Report) -> str:
+    """What a report has, for people who miss something in it."""
+    kinds = sorted({row.kind for row in report.usage})
+    if report.usage_spans:
+        kinds = ["usage"]
+    if report.cost_spans:
+        kinds.append("costs")
+    spans = report.usage_spans or report.cost_spans
+    if not kinds or not spans:
+        return " and ".join(kinds) or "nothing"
+    first, last = min(start for start, _ in spans), max(start for start, _ in spans)
+    return f"{' and '.join(kinds)} from {first.date()} to {last.date()}"
 
 
 def group_of(offer: Offer, key: Key) -> str | None:

@@ -41,9 +41,7 @@ def reconcile(
     until: datetime | None = None,
 ) -> Result:
     """Compare what the provider reported and charged with what was decided."""
-    for name, edge in (("since", since), ("until", until)):
-        if edge is not None and edge.time().isoformat() != "00:00:00":
-            raise GratisError(f"--{name}: found {edge.isoformat()}; expected a midnight in UTC: reports are by day")
+    check_days(since, until)
     offer = own.offer_as_decided(offer)
     table = beside(report, own, since=since, until=until)
     totals = explain(table, own)
@@ -73,6 +71,15 @@ def reconcile(
         decided_free=sum(item.free for item in items),
         notes=(*report.notes, *own.notes, *table.notes, *_charge_notes(report, table)),
     )
+
+
+def check_days(since: datetime | None, until: datetime | None) -> None:
+    """Refuse what are no whole days, or none at all."""
+    for name, edge in (("since", since), ("until", until)):
+        if edge is not None and edge.time().isoformat() != "00:00:00":
+            raise GratisError(f"--{name}: found {edge.isoformat()}; expected a midnight in UTC: reports are by day")
+    if since is not None and until is not None and until <= since:
+        raise GratisError(f"--until: found {until.date()}; expected a day after --since {since.date()}")
 
 
 def _differences(table: Table, own: Own, offer: Offer, totals: Totals, chain: Chain | None) -> Iterable[Difference]:

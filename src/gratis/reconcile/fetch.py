@@ -80,7 +80,10 @@ def fetch(
     base_url: str = BASE_URL,
     reports: tuple[Asked, ...] = REPORTS,
 ) -> Iterator[Fetched]:
-    """All pages of all reports for these days, from one midnight to another; each is checked before it is given."""
+    """All pages of all reports for these days, from one midnight to another; each is checked before it is given.
+
+    What is asked is checked at once, before the first page is wanted.
+    """
     if not _KEY.fullmatch(key):
         raise FetchError("the admin key: expected printable ASCII without spaces")
     for name, edge in (("since", since), ("until", until)):
@@ -89,8 +92,7 @@ def fetch(
     if until <= since:
         raise FetchError(f"until: {until.date()} is not after since {since.date()}")
     client = _Client(key, base_url, wait)
-    for report in reports:
-        yield from _pages(client, report, since, until)
+    return (page for report in reports for page in _pages(client, report, since, until))
 
 
 def _pages(client: _Client, report: Asked, since: datetime, until: datetime) -> Iterator[Fetched]:
@@ -135,6 +137,7 @@ class _Client:
             raise FetchError(f"the base URL: found {shown(_bare(base_url))}; expected https, or http to this machine")
         if not parts.hostname or parts.username is not None or parts.query or parts.fragment:
             raise FetchError(f"the base URL: found {shown(_bare(base_url))}; expected https://HOST/v1")
+        self._host = parts.netloc
         self._base = base_url.rstrip("/")
         self._key = key
         self._wait = wait
@@ -143,7 +146,7 @@ class _Client:
     def get(self, path: str, query: list[tuple[str, str]], *, is_needed: bool) -> bytes | None:
         """What the provider says; None for a report that is not there and need not be."""
         url = f"{self._base}/organization/{path}?{urlencode(query)}"
-        said = ""
+        said, advice = "", ""
         for turn in range(TRIES_MAX):
             ask = Request(url, headers={"Authorization": f"Bearer {self._key}", "Accept": "application/json"})  # noqa: S310 - the scheme is checked
             try:
@@ -151,21 +154,21 @@ class _Client:
                     content: bytes = answer.read(PAGE_BYTES_MAX + 1)
             except HTTPError as error:
                 with error:
-                    said = _said(error)
+                    said, advice = _said(error), ""
                     after = error.headers.get("Retry-After")
                     if error.code == GONE and not is_needed:
                         return None
                     self._check(path, error.code, said)
                 self._rest(turn, after)
             except (URLError, OSError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", error)
-                said = f"{type(reason).__name__}"
+                said = f"no answer from {self._host} ({_why(error)})"
+                advice = ", or check the network, a proxy and OPENAI_BASE_URL"
                 self._rest(turn, None)
             else:
                 if len(content) > PAGE_BYTES_MAX:
                     raise FetchError(f"{path}: more than {PAGE_BYTES_MAX} bytes in a page")
                 return content
-        raise FetchError(f"{path}: {said}, {TRIES_MAX} times; try again later")
+        raise FetchError(f"{path}: {said}, {TRIES_MAX} times; try again later{advice}")
 
     def _check(self, path: str, status: int, said: str) -> None:
         """Raise for an answer that asking again would not change."""
@@ -199,6 +202,13 @@ def _said(error: HTTPError) -> str:
         code = None
     named = isinstance(code, str) and _CODE.fullmatch(code) is not None
     return f"HTTP {error.code} ({code})" if named else f"HTTP {error.code}"
+
+
+def _why(error: Exception) -> str:
+    """What kept a host from answering: its kind, and the system's words for it."""
+    reason = getattr(error, "reason", error)
+    words = reason.strerror if isinstance(reason, OSError) else None
+    return f"{type(reason).__name__}: {words}" if words else type(reason).__name__
 
 
 def _bare(url: str) -> str:

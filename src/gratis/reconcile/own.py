@@ -13,7 +13,7 @@ from msgspec import Struct
 from gratis.audit.replay import tally_key
 from gratis.book import Cases
 from gratis.errors import GratisError
-from gratis.model import Counts, Kind, Overage, Reason, Remedy
+from gratis.model import Counts, Kind, Overage, Reason, Remedy, shown
 from gratis.reconcile.rows import DAY
 from gratis.rule import Tally, decide
 
@@ -97,9 +97,7 @@ def gather(
     offers: dict[str, int] = {}
     accounts: set[str] = set()
     read_as: set[tuple[Counts, Overage]] = set()
-    for decision in decisions:
-        if decision.replayed or (account is not None and decision.account != account):
-            continue
+    for decision in _of(decisions, account, offer):
         offers[decision.offer] = offers.get(decision.offer, 0) + 1
         if offer is not None and decision.offer != offer:
             continue
@@ -175,6 +173,22 @@ def judged(
     return free
 
 
+def _of(decisions: Iterable[Decision], account: str | None, offer: str | None) -> Iterable[Decision]:
+    """The decisions of one account, each once; who is not among those that were decided for may be mistyped."""
+    is_known, others = False, set[str]()
+    for decision in decisions:
+        if decision.replayed:
+            continue
+        if account in {None, decision.account}:
+            is_known = True
+            yield decision
+        elif offer in {None, decision.offer}:
+            others.add(decision.account)
+    if others and not is_known:
+        found = f"found no decision, but those of {_some(sorted(others))}"
+        raise GratisError(f"reconcile: --account {shown(account)}: {found}; expected one of these accounts")
+
+
 def _item(decision: Decision, numbers: dict[Enrollment | None, int]) -> Item:
     number = numbers.setdefault(decision.terms.enrollment, len(numbers))
     return Item(decision.request, number, decision.free_tokens or 0, decision.reason)
@@ -193,5 +207,9 @@ def _corrected(
 
 def _check_one(names: list[str], what: str, expected: str) -> None:
     if len(names) > 1:
-        shown = ", ".join(names[:ACCOUNTS_SHOWN_MAX]) + (" …" if len(names) > ACCOUNTS_SHOWN_MAX else "")
-        raise GratisError(f"reconcile: found decisions of {len(names)} {what}s ({shown}); expected {expected}")
+        raise GratisError(f"reconcile: found decisions of {len(names)} {what}s ({_some(names)}); expected {expected}")
+
+
+def _some(names: list[str]) -> str:
+    """Names, as many as there is room for."""
+    return ", ".join(names[:ACCOUNTS_SHOWN_MAX]) + (" …" if len(names) > ACCOUNTS_SHOWN_MAX else "")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gratis.model import TOKENS_MAX, shown
 from gratis.reconcile.rows import TOKEN_KINDS, CostRow, Report, ReportError, UsageRow, from_unix, model_of, span
@@ -151,18 +152,16 @@ def _row(value: object, when: tuple[datetime, datetime], file: str, where: str) 
     fields = _Fields(value, file, where)
     if kind == COSTS:
         return _cost(fields, when)
-    source = f"{file} {where}".strip()
+    row = UsageRow(
+        start=when[0],
+        end=when[1],
+        kind=kind,
+        source=f"{file} {where}".strip(),
+        project=fields.name("project_id"),
+        model=fields.name("model"),
+    )
     if kind not in TOKEN_KINDS:
-        count = fields.count(COUNTED[kind]) if kind in COUNTED else 0
-        return UsageRow(
-            start=when[0],
-            end=when[1],
-            kind=kind,
-            source=source,
-            project=fields.name("project_id"),
-            model=fields.name("model"),
-            count=count,
-        )
+        return replace(row, count=fields.count(COUNTED[kind]) if kind in COUNTED else 0)
     given, cached = fields.count("input_tokens"), fields.count("input_cached_tokens", absent=0)
     written = fields.count("input_cache_write_tokens", absent=0)
     if cached + written > given:
@@ -172,13 +171,8 @@ def _row(value: object, when: tuple[datetime, datetime], file: str, where: str) 
             f"input_cached_tokens: found {cached + written} with those written to the cache, parts of"
             f" input_tokens, of which there are {given}",
         )
-    return UsageRow(
-        start=when[0],
-        end=when[1],
-        kind=kind,
-        source=source,
-        project=fields.name("project_id"),
-        model=fields.name("model"),
+    return replace(
+        row,
         service_tier=fields.name("service_tier"),
         batch=fields.flag("batch"),
         owner=(fields.name("user_id"), fields.name("api_key_id")),
