@@ -386,5 +386,57 @@ def test_a_report_tells_of_each_form_the_same(tmp_path: Path) -> None:
         assert (answer.code, answer.out) == (2, expected.out)
         pages.append(re.sub(r"Made .{16} UTC", "", page.read_text()))
     assert pages[0] == pages[1] == pages[2]
-    assert "Complimentary daily tokens" in pages[0] or "replayed" in pages[0]
+    assert ", replayed" in pages[0]
     assert gratis("replay", names[0], *TIER, "--html", page).err == expected.err
+
+
+def test_a_request_on_two_lines_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are decoded together, but each by itself: as many requests as lines are not enough."""
+    name = tmp_path / "log.jsonl"
+    name.write_bytes(
+        b'{"id":"a","model":"m"\n'
+        b',"at":"2025-04-20T12:00:00Z"} {"id":"b","model":"m","at":"2025-04-20T12:00:00Z"}\n'
+        b'{"id":"c","model":"m","at":"2025-04-20T12:00:00Z"}\r\n'
+    )
+    expected = gratis("replay", name, *TIER)
+    monkeypatch.setattr(replaying, "LARGE_BYTES", 0)
+    found = gratis("replay", name, *TIER)
+    assert (found.out, found.err) == (expected.out, expected.err)
+    assert ([line["id"] for line in found.lines], len(found.err.splitlines())) == (["c"], 2)
+
+
+def test_what_is_written_takes_the_place_of_nothing_that_is_read(tmp_path):
+    """`--out` and `--html` with the name of the log are refused, by whatever way it is named, and the log stays."""
+    log, other = tmp_path / "log.csv", tmp_path / "link.csv"
+    log.write_bytes(b"id,model,at\nr,m,2025-04-20T00:00:00Z\n")
+    other.symlink_to(log)
+    before = log.read_bytes()
+    for option in ("--out", "--html"):
+        for name in (log, other):
+            answer = gratis("replay", log, "--tier", "3", option, name)
+            assert (answer.code, answer.out) == (2, "")
+            assert answer.err.startswith(f"gratis: {option}: {name}: found the file that is read, ")
+    assert log.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "log.csv"]
+
+
+def test_a_place_that_cannot_be_is_told_in_one_line(tmp_path):
+    """`--out` below a file that is no folder."""
+    log = tmp_path / "log.csv"
+    log.write_bytes(b"id,model,at\n")
+    answer = gratis("replay", log, "--tier", "3", "--out", log / "x.jsonl")
+    assert (answer.code, answer.err) == (2, f"gratis: --out: {log}/x.jsonl: Not a directory\n")
+
+
+def test_parquet_is_known_by_how_it_begins(tmp_path):
+    """A file of another name is read as what it is; told to be something else, it is refused in one line."""
+    log, other = tmp_path / "log.jsonl", tmp_path / "log"
+    log.write_bytes(
+        b'{"id":"r","model":"gpt-4o-2024-08-06","at":"2025-04-20T00:00:00Z","input_tokens":1,"output_tokens":0}\n'
+    )
+    table = pa.table({"id": ["r"], "model": ["gpt-4o-2024-08-06"], "at": ["2025-04-20T00:00:00Z"],
+                      "input_tokens": [1], "output_tokens": [0]})  # fmt: skip
+    pq.write_table(table, other)
+    assert gratis("replay", other, "--tier", "3") == gratis("replay", log, "--tier", "3")
+    answer = gratis("replay", other, "--tier", "3", "--from", "json")
+    assert (answer.code, answer.err) == (2, f"gratis: {other}: found Parquet; expected json, as --from says\n")

@@ -102,7 +102,7 @@ def test_python_blocks_print_what_readme_prints(tmp_path, monkeypatch):
         assert after == "text"
         assert matches(printed.getvalue(), expected), f"{block}\n--- prints:\n{printed.getvalue()}"
         ran += 1
-    assert ran == 6
+    assert ran == 7
     for client in made:  # README's program ends here, the tests go on
         client.close()
     assert len(made) >= README.count("OpenAI()")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 TOTALS = ("day", "group", "reason", "requests", "unmeasured", "tokens", "free_tokens", "billed_tokens")
 LARGE_BYTES = 32 << 20  # below it loading what is compiled takes longer than it saves
+PARQUET = b"PAR1"  # how such a file begins, whatever its name
 NAMED = 3  # of them name a line; the others are numbers
 Totals = dict[tuple[str, str | None, str], list[int]]
 
@@ -43,6 +44,7 @@ def replay(arguments: argparse.Namespace) -> int:
     offer = load(arguments.offer).reading(counts=arguments.counts, overage=arguments.overage)
     changes = {} if arguments.enrollments is None else histories(arguments.enrollments, offer.name)
     form = _form(arguments)
+    report.apart(arguments.out, _read(arguments), option="--out")
     if arguments.responses and form != "json":
         raise GratisError("--responses: expected JSON lines")
     if form == "parquet":
@@ -60,7 +62,7 @@ def _by_rows(arguments: argparse.Namespace, form: str, judge: Replay) -> int:
     """Judge one request after the other; a report, which tells of models and prices, is told so, too."""
     offer = load(arguments.offer)
     complain = _Rows(arguments.file) if form == "parquet" else Complaints(arguments.file)
-    story = report.begin(arguments.html, f"{offer.title}, replayed", offer.name)
+    story = report.begin(arguments.html, f"{offer.title}, replayed", offer.name, reads=_read(arguments))
     try:
         with ExitStack() as stack:
             answers = stack.enter_context(Answers(arguments, story))
@@ -69,6 +71,11 @@ def _by_rows(arguments: argparse.Namespace, form: str, judge: Replay) -> int:
         return code
     finally:
         judge.close()
+
+
+def _read(arguments: argparse.Namespace) -> list[str]:
+    """The files that are read: what is written takes the place of none."""
+    return [name for name in (arguments.file, arguments.enrollments, arguments.offer) if name is not None]
 
 
 def _source(arguments: argparse.Namespace, form: str, stack: ExitStack) -> Iterator[list[Read]]:
@@ -97,9 +104,24 @@ def _form(arguments: argparse.Namespace) -> str:
         form: str = arguments.form
     else:
         form = "parquet" if path.is_dir() else SUFFIXES.get(path.suffix, "json")
+    if form != "parquet" and _is_parquet(path):
+        if arguments.form is not None:
+            raise GratisError(f"{arguments.file}: found Parquet; expected {arguments.form}, as --from says")
+        form = "parquet"
     if form == "parquet" and arguments.file == "-":
         raise GratisError("standard input: expected JSON lines or CSV; Parquet is read from a file")
     return form
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet, whatever its name."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PARQUET)) == PARQUET
+    except OSError as error:
+        raise GratisError(f"{path}: {error.strerror}") from None
 
 
 def _is_large(arguments: argparse.Namespace) -> bool:
@@ -351,7 +373,8 @@ def _whole(path: Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where there is no such folder there is nothing to take away
+            part.unlink()
 
 
 def _add(totals: Totals, decision: Decision) -> None:

@@ -42,14 +42,14 @@ def begin(
     return Story(title, prices or prices_for(offer), is_audit=is_audit)
 
 
-def apart(file: str | None, reads: Iterable[str]) -> None:
-    """Refuse a page that would take the place of one of these files, and be it only while it is written."""
+def apart(file: str | None, reads: Iterable[str], *, option: str = "--html") -> None:
+    """Refuse a file that would take the place of one of these, be it only while it is written."""
     if file is None:
         return
     for page in (Path(file), _part(file)):
         for name in reads:
             if page.exists() and Path(name).exists() and page.samefile(name):
-                raise GratisError(f"--html: {file}: found the file that is read, {name}; expected another")
+                raise GratisError(f"{option}: {file}: found the file that is read, {name}; expected another")
 
 
 def store_file(url: str | None) -> str | None:
