@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gratis.audit.columns import kernel, repeats, tables
+from gratis.audit.columns import compiled, kernel, repeats, tables
 from gratis.audit.columns.repeats import Finder
 from gratis.audit.columns.tables import SCHEMA, Judge, decide_table
 from gratis.audit.columns.writing import lines_of
@@ -747,3 +747,19 @@ def test_the_schema_has_the_fields_of_the_contract() -> None:
 def test_what_is_compared_of_repeats_is_what_stores_compare() -> None:
     """The kernel knows the fields of a conflict, in the order in which they win."""
     assert tuple(tables.COMPARED.values()) == CONFLICT_FIELDS
+
+
+def test_where_nothing_can_be_cached_it_is_compiled_each_time(monkeypatch):
+    """A folder that cannot be written, as in a sealed container, takes no replay away."""
+    known = compiled.njit
+
+    def picky(**options):
+        def made(function):
+            if options["cache"]:
+                raise RuntimeError("no locator available")
+            return known(**options)(function)
+
+        return made
+
+    monkeypatch.setattr(compiled, "njit", picky)
+    assert compiled.compiled(lambda one: one + 1)(1) == 2

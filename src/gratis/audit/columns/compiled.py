@@ -1,7 +1,8 @@
 """What runs as machine code: how functions over arrays are compiled.
 
 They allocate nothing. Told so (`_nrt`), the compiler does not count who uses an array each time that one is handed to
-a function, which would take ten times as long as the arithmetic. What is compiled is cached beside the source.
+a function, which would take ten times as long as the arithmetic. What is compiled is cached beside the source, or in
+the user's folder; where neither can be written it is compiled in each process.
 """
 
 from __future__ import annotations
@@ -26,13 +27,20 @@ _options: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 
 def compiled(function: Function) -> Function:
     """A function that Python calls."""
-    made: Function = njit(**_options)(function)
-    return made
+    return _made(function)
 
 
 def inlined(function: Function) -> Function:
     """A function that becomes a part of those that call it."""
-    made: Function = njit(**_options, forceinline=True)(function)
+    return _made(function, forceinline=True)
+
+
+def _made(function: Function, **more: Any) -> Function:
+    options = {**_options, **more}
+    try:
+        made: Function = njit(**options)(function)
+    except RuntimeError:  # there is no folder to cache it in
+        made = njit(**(options | {"cache": False}))(function)
     return made
 
 
