@@ -1,4 +1,4 @@
-"""`gratis audit`, over decoding the same ledger alone; and the chain, over the hash that it is made of."""
+"""`gratis audit`, over decoding the same ledger alone; four readings over one; and the chain, over its hash alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.harness import Contestant, measure, table
 from gratis import Enrollment, Meter, Request, Sharing
 from gratis.chain import UNCHAINED, Stems, id_bytes, link, rest_of, verdict_of
 from gratis.cli import main
-from gratis.lines import decode, encode, entry_line
+from gratis.lines import decode, encode, entry_line, request_line
 from gratis.model import micros
 from gratis.offers import load
 from gratis.stores.memory import MemoryStore
@@ -60,7 +60,27 @@ def run() -> Iterator[str]:
             ],
             rounds=ROUNDS,
         )
+        log = Path(folder) / "log.jsonl"
+        log.write_bytes(b"".join(encode(request_line(entry.decision.request)) + b"\n" for entry in entries))
+
+        def command(*words: str) -> Callable[[], Callable[[], object]]:
+            def work() -> None:
+                with (Path(folder) / "out").open("w") as out, redirect_stdout(out):
+                    if main([words[0], str(log), "--tier", "3", *words[1:]]) != 0:
+                        sys.exit(f"{words[0]} failed")
+
+            return lambda: work
+
+        sides = measure(
+            Contestant("`gratis replay --totals`: one reading", ENTRIES, command("replay", "--totals")),
+            [
+                Contestant("`gratis readings`: four", ENTRIES, command("readings")),
+                Contestant("`gratis readings --models`", ENTRIES, command("readings", "--models")),
+            ],
+            rounds=ROUNDS,
+        )
     yield table(f"`gratis audit` of {ENTRIES:,} entries, over decoding them", results)
+    yield table(f"Readings side by side of {ENTRIES:,} requests, over one of them", sides)
     yield table("A link of the chain, over its hash alone", _links(entries[:CHAINED]))
 
 
