@@ -256,3 +256,45 @@ def test_a_file_of_another_store_is_told_so(path: Path, tmp_path: Path) -> None:
     other.write_bytes(file_of([{**line, "entry": number} for number, line in enumerate(fresh()[4:], 1)]))
     found = places(gratis("audit", str(other), "--store", f"sqlite:///{path}"))
     assert found[0][1] == 1
+
+
+def test_a_server_whose_ledger_is_lost_is_compared_with_the_file_that_has_it(tmp_path: Path) -> None:
+    """What a store no longer has is told, entry by entry where it begins; nothing is refused to an audit."""
+    file = tmp_path / "ledger.jsonl"
+    with Server() as server:
+        with Meter.open(server.url, offer=OFFER, assume=ENROLLED, bounds=None, clock=lambda: NOON) as meter:
+            for number in range(3):
+                meter.decide(Request(id=f"r{number}", model=LARGE, at=NOON, input_tokens=9, output_tokens=0))
+        assert gratis("ledger", "--store", server.url, "--out", file).code == 0
+        raw = _Raw(server)
+        raw.ask("DEL", next(key for key in raw.ask("KEYS", "*") if key.endswith(b":ledger")))
+        both, alone = gratis("audit", file, "--store", server.url), gratis("audit", "--store", server.url)
+        assert (both.code, alone.code) == (1, 1)
+        assert {each["kind"] for each in both.lines} & {"broken_chain", "entry_gap", "unreadable"}
+        assert "unreadable" in {each["kind"] for each in alone.lines}
+
+
+def test_a_store_given_as_a_file_is_told_how_to_be_given(path: Path) -> None:
+    """A SQLite file is no ledger of lines."""
+    answer = gratis("audit", path)
+    assert answer.code == 2
+    assert answer.err == (
+        f"gratis: {path}: found a SQLite file; expected a ledger's lines, or --store sqlite:///{path}\n"
+    )
+
+
+def test_entries_beyond_the_file_are_counted(path: Path) -> None:
+    """A file that ends too early is no finding, since a store goes on; how much of it is the store's alone is said."""
+    file = path.with_name("ledger.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-2]))
+    answer = gratis("audit", file, "--store", f"sqlite:///{path}")
+    assert (answer.code, answer.err.splitlines()[-1]) == (0, "gratis: 2 entries are the store's alone, beyond the file")
+
+
+def test_the_table_of_findings_is_told_as_json_is(path: Path) -> None:
+    """Values are shown whole, in the words of the lines."""
+    url = change(path, "UPDATE windows SET used = used - 1 WHERE window = 1")
+    out = gratis("audit", "--store", url, "--format", "table").out
+    assert 'found {"window":{"start":"2025-04-20T00:00:00Z"' in out
+    assert "Window(" not in out

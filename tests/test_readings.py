@@ -306,7 +306,7 @@ def test_an_offer_whose_revisions_disagree_is_its_own_first_reading(tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--tier", "3", "--revisions", "2020-01-01"), "revision: openai-data-sharing has none of 2020-01-01"),
+        (("--tier", "3", "--revisions", "2020-01-01"), "was not in force on 2020-01-01; expected a later date"),
         (("--tier", "3", "--with", "m=2M"), "m=2M: openai-data-sharing has no group '2M'; expected 10M, 1M"),
         (("--tier", "3", "--without", "m"), "m: openai-data-sharing never listed it"),
         (("--tier", "3", "--with", "m=1M", "--without", "m"), "found 'm' more than once"),
@@ -340,3 +340,21 @@ def test_an_empty_log_has_totals_of_nothing() -> None:
     answer = gratis("readings", "--tier", "3", stdin=b"")
     assert [(line["what"], line["requests"]) for line in answer.lines] == [("total", 0)] * 4
     assert answer.code == 0
+
+
+def test_a_revision_is_named_by_any_day_of_it() -> None:
+    """The revision in force on that day is meant, as in `gratis offers diff`."""
+    line = b'{"id":"r","model":"gpt-4o-2024-08-06","at":"2025-05-05T00:00:00Z","input_tokens":1,"output_tokens":0}'
+    by_day = gratis("readings", "--tier", "3", "--revisions", "2025-04-20,2026-11-01", stdin=line)
+    by_name = gratis("readings", "--tier", "3", "--revisions", "2025-04-16,2026-09-22", stdin=line)
+    assert (by_day.code, by_day.out) == (0, by_name.out)
+    assert gratis("readings", "--tier", "3", "--revisions", "May", stdin=line).err.startswith(
+        "gratis: --revisions: found"
+    )
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+def test_a_log_of_another_form_is_told_so_once(name: str) -> None:
+    """Readings are of JSON lines; who reads the others is said."""
+    answer = gratis("readings", name, "--tier", "3")
+    assert answer.err == f"gratis: readings: {name}: expected JSON lines; CSV and Parquet are read by `gratis replay`\n"

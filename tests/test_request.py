@@ -884,3 +884,12 @@ def test_decision_line_is_the_contract():
     }
     nothing = ("group", "allowance", "total", "used", "remaining", "window_start", "window_end", "seq")
     assert {field: value for field, value in decision_line(excluded).items() if value is None} == dict.fromkeys(nothing)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("prompt_tokens", "input_tokens"), ("completionTokens", "output_tokens")])
+def test_the_providers_words_are_not_passed_over(name, meant):
+    """Tokens under the provider's name would be unmeasured, and billed; beside ours they are left alone."""
+    line = {"id": "r", "model": "m", "at": "2025-04-20T00:00:00Z", name: 5}
+    with pytest.raises(RequestError, match=f"{name}: the provider's word, which is not read; expected '{meant}'"):
+        request_of(line)
+    assert getattr(request_of({**line, meant: 7}), meant) == 7

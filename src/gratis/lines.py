@@ -85,6 +85,7 @@ ENTRY_FIELDS = ("entry", "shard", "enrollment", "durability", "decided_at", "ter
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", flags=re.ASCII)
 _LINK = re.compile(r"[0-9a-f]{24}", flags=re.ASCII)
 _MICROSECONDS = 7  # a point and six digits
+_providers = {"prompttokens": "input_tokens", "completiontokens": "output_tokens"}
 _loose = {name.replace("_", ""): name for name in REQUEST_FIELDS}
 
 encode = msgspec.json.Encoder().encode
@@ -510,6 +511,9 @@ def _check_spelling(line: Mapping[str, object]) -> None:
         meant = _loose.get(bare) or _loose.get(bare + "s") or _loose.get(bare.removesuffix("s"))
         if meant is not None:
             raise RequestError(name, f"an unknown field; expected {meant!r}, spelled so")
+        meant = _providers.get(bare)
+        if meant is not None and meant not in line:
+            raise RequestError(name, f"the provider's word, which is not read; expected {meant!r}")
 
 
 _NULL = type(None)

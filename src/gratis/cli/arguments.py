@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="gratis",
         description="Decides for every LLM request whether it is free or billed under a complimentary-token offer.",
-        epilog="Exit codes: 0; 1 for findings of an audit; 2 for bad use, bad input or a store that cannot be used.",
+        epilog="Exit codes: 0; 1 for findings or differences; 2 for bad use, bad input or a store that cannot be used.",
     )
     top.add_argument("-V", "--version", action=_Version, nargs=0, help="print the version")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)

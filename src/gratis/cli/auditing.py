@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
+from io import BufferedReader
 from typing import TYPE_CHECKING
 
 from gratis.audit.beside import Beside
@@ -15,7 +16,7 @@ from gratis.cli.decisions import histories
 from gratis.cli.screen import is_table, paint, safe
 from gratis.cli.streams import Output, Progress, batches, parsed, reading
 from gratis.errors import GratisError, LedgerError, RequestError, UnreadableEntry, UnreadableState
-from gratis.lines import ENTRY_BYTES_MAX, entry_of
+from gratis.lines import ENTRY_BYTES_MAX, encode, entry_of
 from gratis.offers import DEFAULT_OFFER, load, shipped
 from gratis.stores import Linked, Trimmed, behind
 from gratis.stores.urls import DEFAULT_URL, open_store
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 FOUND = 1
 REASON_MAX = 400
+SQLITE = b"SQLite format 3\0"
 
 
 def audit(arguments: argparse.Namespace) -> int:
@@ -69,6 +71,11 @@ def audit(arguments: argparse.Namespace) -> int:
     watch.progress.end()
     report.end(arguments.html, story)
     print(f"gratis: {_many(fold.entries, 'entry', 'entries')}, {_many(count, 'finding', 'findings')}", file=sys.stderr)
+    if arguments.file is not None and store is not None and watch.beyond:
+        print(
+            f"gratis: {_many(watch.beyond, 'entry is', 'entries are')} the store's alone, beyond the file",
+            file=sys.stderr,
+        )
     if fold.unlinked:
         many = _many(fold.unlinked, "entry has", "entries have")
         print(f"gratis: {many} no link: only the rule speaks for them, not the chain", file=sys.stderr)
@@ -84,12 +91,14 @@ class _Watch:
 
     def __init__(self, story: Story | None) -> None:
         self.progress = Progress("entries")
+        self.beyond = 0  # of those so many are a store's alone
         self._story = story
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """The same."""
         for item in items:
             self.progress.add(1)
+            self.beyond += not isinstance(item, Printed)
             if self._story is not None and not isinstance(item, Unreadable):
                 self._story.add((item.entry if isinstance(item, Printed) else item).decision)
             yield item
@@ -200,6 +209,8 @@ def _told(name: str) -> History:
 
 def _from_file(name: str) -> Iterator[Item]:
     with reading(name) as file:
+        if isinstance(file, BufferedReader) and file.peek(len(SQLITE)).startswith(SQLITE):
+            raise GratisError(f"{name}: found a SQLite file; expected a ledger's lines, or --store sqlite:///{name}")
         for batch in batches(file, line_max=ENTRY_BYTES_MAX):
             for number, line in batch:
                 if line.strip():
@@ -223,5 +234,9 @@ def _finding_row(finding: Finding) -> None:
         return
     where = f"entry {finding.entry}" if finding.entry is not None else safe(finding.account or finding.field)
     about = where if finding.id is None else f"{where} {safe(finding.id)}"
-    text = f"{safe(finding.field)} is {safe(finding.found)}; the rule gives {safe(finding.expected)}"
+    text = f"{safe(finding.field)}: found {_told_value(finding.found)}; expected {_told_value(finding.expected)}"
     print(f"{paint(finding.kind, 'red')}  {about}: {text}")
+
+
+def _told_value(value: object) -> str:
+    return safe(value if isinstance(value, str) else encode(value).decode(), REASON_MAX)

@@ -22,7 +22,7 @@ from gratis.cli.screen import is_table, number, paint, safe
 from gratis.cli.streams import Output, Progress
 from gratis.errors import GratisError
 from gratis.offers import DEFAULT_OFFER, load
-from gratis.stores.urls import DEFAULT_URL
+from gratis.stores.urls import DEFAULT_URL, exists
 
 if TYPE_CHECKING:
     import argparse
@@ -80,12 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
     steps, minutes = _bounds(arguments)
     offer_name = arguments.offer or DEFAULT_OFFER
     offer = load(offer_name)
-    spaces = spaces_of(arguments.store or os.environ.get("GRATIS_STORE") or DEFAULT_URL)
+    url = arguments.store or os.environ.get("GRATIS_STORE") or DEFAULT_URL
+    spaces = spaces_of(url)
     seed = secrets.randbelow(SEEDS) if arguments.seed is None else arguments.seed
     path = Path(arguments.out or f"gratis-properties-{seed}.jsonl")
     if not os.access(path.parent, os.W_OK) or path.is_dir():
         raise GratisError(f"--out: {path}: cannot be written; expected a file in a folder that can be")
     print(f"gratis: seed {seed}, {_told(steps, minutes)}", file=sys.stderr)
+    if not exists(url):
+        print(f"gratis: {url}: there is no such store yet; only the folder where it would be is tried", file=sys.stderr)
     progress = Progress("steps")
     with _terminated():
         report = check(

@@ -20,7 +20,7 @@ from gratis.cli.decisions import assumed, histories
 from gratis.cli.screen import is_table, number, paint, safe, table
 from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
 from gratis.errors import GratisError, RequestError
-from gratis.lines import request_of
+from gratis.lines import instant, request_of
 from gratis.model import Counts, Overage, stamp
 from gratis.offers import load
 
@@ -40,6 +40,10 @@ UNCOVERED = "(none)"
 
 def readings(arguments: argparse.Namespace) -> int:
     """Judge a log under each reading, and show where they part."""
+    if arguments.file.endswith((".csv", ".parquet")):
+        raise GratisError(
+            f"readings: {arguments.file}: expected JSON lines; CSV and Parquet are read by `gratis replay`"
+        )
     if arguments.tier is None and arguments.tiers:
         arguments.tier = arguments.tiers[0]
     if arguments.tier is None and arguments.enrollments is None:
@@ -77,6 +81,7 @@ def _chosen(arguments: argparse.Namespace, offer: Offer) -> list[Reading]:
     revisions = arguments.revisions or [None]
     if revisions == ["all"]:
         revisions = [revision.name for revision in offer.revisions]
+    revisions = [_revision(offer, name) for name in revisions]
     counts, overage = arguments.counts, arguments.overage
     if not any((counts, overage, arguments.tiers, arguments.windows, arguments.revisions)):
         counts = _own_first({revision.counts for revision in offer.revisions}, list(Counts))
@@ -88,6 +93,17 @@ def _chosen(arguments: argparse.Namespace, offer: Offer) -> list[Reading]:
         tiers=arguments.tiers or [None],
         revisions=revisions,
     )
+
+
+def _revision(offer: Offer, day: str | None) -> str | None:
+    """The name of the revision that was in force on a day."""
+    try:
+        found = None if day is None else offer.at(instant("--revisions", f"{day}T00:00:00Z"))
+    except RequestError:
+        raise GratisError(f"--revisions: found {day!r}; expected dates, such as 2025-05-01, or all") from None
+    if day is not None and found is None:
+        raise GratisError(f"--revisions: {offer.name} was not in force on {day}; expected a later date")
+    return None if found is None else found.name
 
 
 def _own_first(own: set[Any], known: list[Any]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from gratis.errors import GratisError, RequestError
@@ -30,7 +31,8 @@ def read(file: IO[bytes], name: str) -> Iterator[list[Read]]:
         rows = csv.reader(text, strict=True)
         yield from _batches(rows, _header(rows, name))
     finally:
-        text.detach()  # the file is its opener's to close
+        with suppress(ValueError):  # it is closed already where nobody wants more
+            text.detach()  # the file is its opener's to close
 
 
 def _batches(rows: Any, header: list[str]) -> Iterator[list[Read]]:

@@ -122,7 +122,9 @@ def _sqlite(url: str, opening: Opening) -> Store:
 def _redis(url: str, opening: Opening) -> Store:
     # A server's own clock is the one that all of its callers share.
     clock = None if opening.clock is system.now else opening.clock
-    return open_redis(url, clock=clock, bounds=opening.bounds, must_exist=opening.must_exist)
+    return open_redis(
+        url, clock=clock, bounds=opening.bounds, must_exist=opening.must_exist, is_checked=opening.is_checked
+    )
 
 
 _SERVERS = ("redis", "rediss", "unix", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel", "redis+cluster",

@@ -35,7 +35,12 @@ OPTIONS: Final = (
 
 
 def open_redis(
-    url: str, *, clock: Callable[[], datetime] | None, bounds: Bounds | None, must_exist: bool = False
+    url: str,
+    *,
+    clock: Callable[[], datetime] | None,
+    bounds: Bounds | None,
+    must_exist: bool = False,
+    is_checked: bool = True,
 ) -> RedisStore:
     """Open the store that a URL names."""
     parts, options = _split(url)
@@ -71,8 +76,8 @@ def open_redis(
     sentinels = Access(
         username=options.get("sentinel_username"), password=options.get("sentinel_password"), tls=tls, timeout=timeout
     )
-    return RedisStore(servers, access, _settings(parts, options, clock, bounds, must_exist=must_exist),
-                      sentinels=sentinels)  # fmt: skip
+    settings = _settings(parts, options, clock, bounds, must_exist=must_exist, is_checked=is_checked)
+    return RedisStore(servers, access, settings, sentinels=sentinels)
 
 
 def _settings(
@@ -82,6 +87,7 @@ def _settings(
     bounds: Bounds | None,
     *,
     must_exist: bool,
+    is_checked: bool,
 ) -> Settings:
     namespace = options.get("namespace", "gratis")
     check_name("namespace", namespace)
@@ -98,6 +104,7 @@ def _settings(
         clock=clock,
         bounds=bounds,
         must_exist=must_exist,
+        is_checked=is_checked,
     )
 
 
