@@ -470,7 +470,7 @@ def test_a_file_and_a_dash_are_read_alike(tmp_path: Path) -> None:
     [
         (("replay",), "gratis: replay: expected --tier N, or --enrollments FILE"),
         (("replay", "--tier", "3", "nowhere.jsonl"), "gratis: nowhere.jsonl: No such file or directory"),
-        (("replay", "--tier", "3", "."), "gratis: .: expected .parquet files in this folder"),
+        (("replay", "--tier", "3", "/proc/self/fdinfo"), "gratis: /proc/self/fdinfo: expected .parquet files"),
         (("replay", "--tier", "3", "--offer", "nowhere"), "gratis: nowhere: offer: no such offer; expected a path"),
         (
             ("replay", "--sharing", "enabled", "--enrollments", "-"),

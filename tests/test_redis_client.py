@@ -494,7 +494,7 @@ def test_what_comes_late_changes_nothing(site, fault, kind):
     with Caller(kind, site.open(SHORT_S)) as caller:
         forwarded, executed = site.counts()
         for one in requests:
-            site.arm(fault, times=1, seconds=SHORT_S + MOMENT_S)
+            site.arm(fault, times=1, seconds=SHORT_S + 8 * MOMENT_S)
             replayed = check_decided(caller.ask([one], patience=PATIENT), [one], site.direct)
             assert replayed == [True] or fault == "late"
 
