@@ -831,7 +831,7 @@ def test_ledger_audit_offers_and_enrollments_are_tables_on_a_terminal(used: str,
     wrong.write_bytes(sent(ledger))
     commands: list[tuple[tuple[str | Path, ...], str]] = [
         (("ledger", "--store", used), r"\s+entry  at"),
-        (("audit", wrong), r"wrong_totals  entry 2 r2: total is 1000002; the rule gives 1000001\n"),
+        (("audit", wrong), r"wrong_totals  entry 2 r2: total: found 1000002; expected 1000001\n"),
         (("offers",), r"name\s+revisions  from"),
         (("offers", "show", own), r"An offer of our own\n  offer"),
         (("offers", "diff", "openai-data-sharing", "2025-04-15", "2025-04-16"), r".*\n\+ model gpt-4.1-2025-04-14\n"),

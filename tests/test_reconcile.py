@@ -134,7 +134,8 @@ def test_the_exports_say_the_same_as_the_pages():
 @pytest.mark.parametrize("tier", [1, 3])
 def test_the_best_reading_is_the_hidden_one(counts, tier):
     """Whatever reading the provider has, the data that tell readings apart name it."""
-    result = compared(Billing(counts=counts, tier=tier, sent=crossing()))
+    small = Sent(at(0, 8), SMALL, 900, 100, project="proj_1")
+    result = compared(Billing(counts=counts, tier=tier, sent=[small, *crossing()]))
     best = result.fit.ranked[0]
     assert best.off == 0
     assert f"counts={counts}" in best.reading
@@ -219,6 +220,61 @@ def test_a_day_on_which_nothing_was_free():
     assert set(causes(result)) == {Cause.ENROLLMENT_OR_BALANCE}
     assert {one.day.day for one in result.differences} == {2}
     assert unexplained(result) == 0
+
+
+@pytest.mark.parametrize("counts", ["free", "all"])
+@pytest.mark.parametrize("tier", [1, 3])
+@pytest.mark.parametrize("others", [(), (Sent(at(0, 10), LARGE, 600_000, 0, project="proj_1"),)])
+def test_where_nothing_at_all_was_free_the_plain_cause_comes_first(counts, tier, others):
+    """No free token on any day is sharing, enrollment or balance, though a reading or a tier would give none, too."""
+    closed = frozenset(f"2025-05-0{day}" for day in range(1, 4))
+    billing = Billing(counts=counts, tier=tier, sent=[*crossing(), *others], closed_days=closed)
+    offer = OFFER.reading(counts="all" if others else "free", overage="whole")
+    result = compared(billing, requests_of(crossing()), offer=offer)
+    assert causes(result, Measure.FREE) == {Cause.ENROLLMENT_OR_BALANCE: -result.decided_free}
+    assert unexplained(result) == 0
+    whys = {part.why for one in result.differences if one.measure is Measure.FREE for part in one.parts}
+    assert whys == {"nothing at all is free in the report: sharing is off, not enrolled, or no balance"}
+    assert not result.fit.is_likely
+
+
+def test_one_free_token_is_not_nothing():
+    """Where something is free, an account shares, and a usage tier may explain the rest."""
+    small = Sent(at(0, 8), SMALL, 1, 0, project="proj_1")
+    result = compared(Billing(counts="all", tier=1, sent=[small, *crossing()]))
+    assert causes(result).keys() == {Cause.ENROLLMENT_OR_BALANCE, Cause.RULE_DIFFERS}
+
+
+def test_no_day_in_common_is_no_traffic_of_somebody_else():
+    """A report of days before or after those that were decided tells nothing of them: nothing explains it."""
+    for days, said in ((-9, "2025-04-22 to 2025-04-24"), (9, "2025-05-10 to 2025-05-12")):
+        sent = [replace(one, at=one.at + timedelta(days=days)) for one in quiet()]
+        result = compared(Billing(sent=quiet()), requests_of(sent))
+        assert result.apart == f"no day in common: the report has 2025-05-01 to 2025-05-03, the decisions {said}"
+        assert result.notes[0] == result.apart
+        assert causes(result) == {}
+        assert unexplained(result) > 0
+
+
+@pytest.mark.parametrize(("days", "hour"), [(-1, 23), (3, 0)])
+def test_one_day_away_is_no_day_in_common(days, hour):
+    """The day before the first and the day after the last of a report are not in it."""
+    one = Sent(at(days, hour), LARGE, 1_000, 0, project="proj_1")
+    assert compared(Billing(sent=quiet()), requests_of([one])).apart.endswith(f"decisions {one.at.date()}")
+    assert compared(Billing(sent=quiet()), requests_of([one, *quiet()[-1:]])).apart == ""
+
+
+def test_no_decision_at_all_is_no_day_in_common():
+    """Without a decision there is nothing to compare with."""
+    assert compared(Billing(sent=quiet()), []).apart.endswith(", the decisions none")
+
+
+def test_days_around_a_report_are_days_in_common():
+    """Who decided before and after it, and nothing on its days, is told of the traffic of others."""
+    sent = [Sent(at(day, 12), LARGE, 1_000, 0, project="proj_1") for day in (-5, 9)]
+    result = compared(Billing(sent=quiet()), requests_of(sent))
+    assert result.apart == ""
+    assert causes(result).keys() == {Cause.MISSING_IN_LEDGER}
 
 
 def test_an_afternoon_on_which_nothing_was_free():

@@ -116,7 +116,7 @@ def test_rows_that_are_there_again_cost_and_save_nothing():
     assert unexplained(result) == 0
     assert result.money.saved == compared(billing).money.saved
     assert identity(result, 3) == 0
-    assert "(usage.jsonl data[0].results[0]; usage.jsonl data[0].results[0])" in str(result.differences)
+    assert "(usage.jsonl data[0].results[0], read twice)" in str(result.differences)
 
 
 def test_a_request_that_comes_again_within_minutes():
@@ -172,7 +172,7 @@ def test_another_usage_tier_is_an_enrollment():
     result = compared(Billing(tier=1, sent=crossing()))
     assert set(causes(result)) == {Cause.ENROLLMENT_OR_BALANCE}
     assert unexplained(result) == 0
-    both = compared(Billing(tier=1, counts="all", sent=[*crossing(), Sent(at(0, 23), LARGE, 7_000, 0)]))
+    both = compared(Billing(tier=1, counts="all", sent=[*crossing(), Sent(at(0, 8), SMALL, 7_000, 0)]))
     assert set(causes(both)) == {Cause.ENROLLMENT_OR_BALANCE, Cause.RULE_DIFFERS}
 
 
@@ -334,9 +334,9 @@ def test_a_table_says_what_to_do_next(tmp_path, monkeypatch, capsys):
     assert main(["reconcile", "usage.jsonl", "--log", "log.jsonl", "--tier", "3", "--format", "table"]) == 1
     shown = capsys.readouterr().out
     for text in (
-        "missing_in_report: 2 of them, -500 free tokens, -500 of all",
+        "missing_in_report: 2 differences, -500 free tokens, -500 of all",
         "next: fetch the report again later",
-        "unexplained: 2 of them, +5 free tokens, +5 of all",
+        "unexplained: 2 differences, +5 free tokens, +5 of all",
         "next: no cause accounts for it",
         f"2025-05-01 1M proj_1 {LARGE}: ",
         "4 differences, 2 not or not wholly explained",

@@ -39,6 +39,7 @@ class Story:
         self._is_audit = is_audit
         self._kept = Kept(prices)
         self._sections: list[Part] = []
+        self._beside: list[Figure] = []
 
     def add(self, decision: Decision) -> None:
         """Tell of one decision."""
@@ -61,6 +62,14 @@ class Story:
             said = "Nothing to show."
         self._sections.append(Part(title, note, [Table("", columns, kept, omitted=said)]))
 
+    def beside(self, *figures: Figure) -> None:
+        """Numbers of somebody else, to be seen first: those of these decisions are then called decided."""
+        self._beside.extend(figures)
+
+    def money(self, amount: Decimal) -> str:
+        """An amount in the currency of the prices, as this page writes it."""
+        return self._money_text(amount)
+
     def html(self, made: datetime) -> str:
         """All of it as one page, made at this time."""
         return render(self.page(made))
@@ -68,6 +77,8 @@ class Story:
     def page(self, made: datetime) -> Page:
         """All of it, as the values that the page shows."""
         parts = [self._days_part(), self._crossings_part(), self._findings_part(), self._money_part()]
+        if self._beside:
+            parts = [part and replace(part, title=f"{part.title}, as decided by Gratis") for part in parts]
         parts += [*self._sections, self._assumptions()]
         return Page(
             title=self._title,
@@ -122,13 +133,18 @@ class Story:
             said = "none" if count == 0 else shown(count)
             note = "every decision follows from the rule" if count == 0 else _many(len(self._kept.kinds), "kind")
             figures.insert(0, Figure("Findings", said, note, "bad" if count else "good"))
+        if self._beside:
+            ours = [replace(one, name=f"Decided: {one.name[:1].lower()}{one.name[1:]}") for one in figures]
+            figures = [*self._beside, *ours]
         return figures
 
     def _uncovered(self) -> int:
         return sum(requests for requests, _ in self._kept.reasons.values())
 
     def _shares(self) -> list[Share]:
-        names = (("free", "Free"), ("billed", "Billed beyond the allowance"), ("none", "Not covered"))
+        names = [("free", "Free"), ("billed", "Billed beyond the allowance"), ("none", "Not covered")]
+        if self._beside:
+            names = [(kind, f"Decided: {name[:1].lower()}{name[1:]}") for kind, name in names]
         return [Share(kind, name, amount) for (kind, name), amount in zip(names, self._sums(), strict=True)]
 
     def _days_part(self) -> Part | None:

@@ -6,8 +6,11 @@ from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+from gratis.audit.page import Figure
 from gratis.cli.screen import number, paint, safe, table
+from gratis.prices import total
 from gratis.reconcile.findings import Cause, Measure
+from gratis.reconcile.totals import many
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,7 +37,7 @@ NEXT: Final[Mapping[Cause, str]] = {
     Cause.MODEL_NOT_LISTED: "compare the provider's list of models with the offer's file: `gratis offers show`",
     Cause.PROJECT_NOT_SHARING: "look at the sharing of this project, at the provider and in `gratis enroll`",
     Cause.HOSTED_TOOLS: "log the tools of each request: hosted ones are billed, client-side functions are not",
-    Cause.ENROLLMENT_OR_BALANCE: "look at enrollment, usage tier and balance at the provider on these days",
+    Cause.ENROLLMENT_OR_BALANCE: "look at sharing, enrollment, usage tier and balance at the provider on these days",
     Cause.DUPLICATE: "count it once: take the copy out of the report or the log",
     Cause.RULE_DIFFERS: "decide under the reading that fits: --counts and --overage, or the offer's file",
     Cause.MISSING_IN_REPORT: "fetch the report again later; what stays missing was not billed, or not sent",
@@ -44,6 +47,7 @@ NEXT: Final[Mapping[Cause, str]] = {
     Cause.TIER_UNKNOWN: "ask the provider what this service tier is: no evidence of free or billed",
 }
 UNEXPLAINED_NEXT: Final = "no cause accounts for it: ask the provider about this day, project and model"
+APART_NEXT: Final = "compare the same days: fetch the report of those that were decided, or take the log of these"
 
 
 def result_lines(result: Result) -> Iterator[dict[str, Any]]:
@@ -81,6 +85,7 @@ def result_lines(result: Result) -> Iterator[dict[str, Any]]:
         "decided_free": result.decided_free,
         "differences": len(result.differences),
         "unexplained": sum(1 for one in result.differences if one.unexplained),
+        "money_fails": len(result.money_fails),
         "clean": result.is_clean,
     }
 
@@ -117,6 +122,8 @@ def show(result: Result) -> None:
     if result.money is not None:
         _show_money(result.money)
     for note in result.notes:
+        if note == result.apart:  # the verdict says it
+            continue
         print(paint(f"note: {safe(note, 200)}", "dim"))
     print(f"\n{_verdict(result)}")
 
@@ -137,6 +144,7 @@ def _show_identities(result: Result) -> None:
 
 def tell(story: Story, result: Result) -> None:
     """A reconciliation as sections of a page."""
+    story.beside(*_headline(story, result))
     sums: dict[tuple[object, str], list[int]] = {}
     for identity in result.identities:
         if identity.number == 2:  # noqa: PLR2004 - the one that is by day and group
@@ -175,16 +183,30 @@ def tell(story: Story, result: Result) -> None:
         story.section("Notes", ("note",), [(note,) for note in result.notes])
 
 
+def _headline(story: Story, result: Result) -> Iterator[Figure]:
+    """What the report says, to stand beside what was decided."""
+    count = len(result.differences)
+    said = _verdict(result).removeprefix(f"{many(count, 'difference')}, ")
+    yield Figure("Differences", f"{count:,}" if count else "none", said, "good" if result.is_clean else "bad")
+    if result.reported_free is not None:
+        yield Figure("Reported: free tokens", number(result.reported_free), f"{number(result.reported)} in all")
+    money = result.money
+    if money is not None and result.reported_free is not None:
+        yield Figure("Reported: saved, at list price", story.money(money.saved), f"prices of {money.as_of}")
+    if money is not None and money.spent is not None:
+        yield Figure("Reported: charged", story.money(money.spent), "by the report of costs")
+
+
 def _tell_differences(story: Story, result: Result) -> None:
     causes = [
         (cause or "unexplained", count, free, tokens, why) for cause, count, free, tokens, why in _by_cause(result)
     ]
     head = ("cause", "differences", "free tokens", "all tokens", "what to do")
     story.section("Why they differ", head, causes, _verdict(result))
-    whys = Counter((part.cause.value, part.why) for one in result.differences for part in one.parts)
+    whys = _evidence(result)
     if whys:
-        reasons = [(cause, why, times) for (cause, why), times in whys.items()]
-        story.section("Evidence", ("cause", "evidence", "differences"), reasons)
+        reasons = [(cause.value, why, times) for (cause, why), times in whys.items()]
+        story.section("Evidence", ("cause", "evidence", "times"), reasons)
     rows = [
         (
             one.day.isoformat(),
@@ -230,14 +252,34 @@ def _head(result: Result) -> str:
 
 
 def _verdict(result: Result) -> str:
-    """In one line, whether anybody has to look."""
-    if result.is_clean:
-        return "no differences"
+    """In one line, whether anybody has to look: the differences, and what fails beside them."""
     left = [one for one in result.differences if one.unexplained]
-    many = f"{len(result.differences):,} difference{'s' if len(result.differences) != 1 else ''}"
+    said = [f"{many(len(result.differences), 'difference')}, {_left(len(left))}"]
     if not result.differences:
-        return "no differences in tokens; what fails above is to be looked at"
-    return f"{many}, all explained" if not left else f"{many}, {len(left):,} not or not wholly explained"
+        said = ["no differences" if result.is_clean else "no differences in tokens"]
+    fails = result.money_fails
+    if fails and result.money is not None:
+        amount = _amount(total(abs(one.difference or Decimal(0)) for one in fails))
+        verb = "fails" if len(fails) == 1 else "fail"
+        checks = "1 check" if len(fails) == 1 else f"{len(fails):,} checks"
+        said.append(f"{checks} of money {verb}: {amount} {result.money.currency}")
+    if result.over:
+        said.append(f"more free than the allowance {many(len(result.over), 'time')}")
+    return "; ".join([*said, *([result.apart] if result.apart else [])])
+
+
+def _left(count: int) -> str:
+    return f"{count:,} not or not wholly explained" if count else "all explained"
+
+
+def _evidence(result: Result) -> Counter[tuple[Cause, str]]:
+    """What each cause rests on, and of how many days, projects and models: tokens and free tokens are one of them."""
+    places = {
+        (part.cause, part.why, one.day, one.project, one.model) for one in result.differences for part in one.parts
+    }
+    found = Counter((cause, why) for cause, why, *_ in places)
+    order = dict.fromkeys((part.cause, part.why) for one in result.differences for part in one.parts)
+    return Counter({each: found[each] for each in order})
 
 
 def _by_cause(result: Result) -> list[tuple[Cause | None, int, int, int, str]]:
@@ -256,8 +298,9 @@ def _by_cause(result: Result) -> list[tuple[Cause | None, int, int, int, str]]:
             elif one.measure is Measure.TOKENS:
                 tokens[cause] += amount
     order = sorted(counts, key=lambda cause: (cause is None, cause or ""))
+    rest = APART_NEXT if result.apart else UNEXPLAINED_NEXT
     return [
-        (cause, counts[cause], free[cause], tokens[cause], NEXT[cause] if cause is not None else UNEXPLAINED_NEXT)
+        (cause, counts[cause], free[cause], tokens[cause], NEXT[cause] if cause is not None else rest)
         for cause in order
     ]
 
@@ -286,12 +329,11 @@ def _show_differences(result: Result) -> None:
         print(f"and {len(result.differences) - SHOWN_MAX:,} more; --format json has all")
     print()
     whys: dict[Cause, Counter[str]] = {}
-    for one in result.differences:
-        for part in one.parts:
-            whys.setdefault(part.cause, Counter())[part.why] += 1
+    for (cause_of, why), times in _evidence(result).items():
+        whys.setdefault(cause_of, Counter())[why] = times
     for cause, count, free, tokens, todo in _by_cause(result):
         name = paint("unexplained" if cause is None else cause.value, "red" if cause is None else "yellow")
-        print(f"{name}: {count:,} of them, {free:+,} free tokens, {tokens:+,} of all")
+        print(f"{name}: {many(count, 'difference')}, {free:+,} free tokens, {tokens:+,} of all")
         found = whys.get(cause, Counter[str]()) if cause is not None else Counter[str]()
         for why, times in list(found.items())[:FAILS_SHOWN_MAX]:
             print(f"   {safe(why, WHY_MAX)}" + (f" ({times:,} times)" if times > 1 else ""))

@@ -16,7 +16,7 @@ from gratis.cli import report as html
 from gratis.cli.decisions import assumed, histories
 from gratis.cli.reconciled import result_lines, show, tell
 from gratis.cli.screen import is_table
-from gratis.cli.streams import Complaints, Output, Progress, batches, parsed, reading
+from gratis.cli.streams import BOM, Complaints, Output, Progress, batches, parsed, reading
 from gratis.errors import GratisError, LedgerError, RequestError
 from gratis.lines import ENTRY_BYTES_MAX, entry_of, request_of
 from gratis.offers import load
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gratis.reconcile.own import Own
 
 FOUND, BAD_INPUT = 1, 2
+TABLES = frozenset({".csv", ".tsv", ".parquet"})
 # How a log is judged; what is decided already is not.
 JUDGING = ("counts", "overage", "tier", "sharing", "shared_project", "enrollments")
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_ADMIN_KEY", "OPENAI_BASE_URL"
@@ -164,7 +165,9 @@ def _decisions(
         changes = {} if arguments.enrollments is None else histories(arguments.enrollments, offer.name)
         judge = Replay(offer, assume=assumed(arguments), changes=changes)
         stack.callback(judge.close)
-        return _replayed(stack.enter_context(reading(arguments.log)), judge, complain)
+        return _replayed(
+            _log(stack.enter_context(reading(arguments.log)), arguments.log), arguments.log, judge, complain
+        )
     if arguments.ledger is not None:
         return _of_ledger(stack.enter_context(reading(arguments.ledger)), arguments.ledger)
     if arguments.store is not None:
@@ -206,14 +209,30 @@ def _of_ledger(file: BinaryIO, name: str) -> Iterator[Decision]:
     progress.end()
 
 
-def _replayed(file: BinaryIO, judge: Replay, complain: Complaints) -> Iterator[Decision]:
-    progress = Progress("requests")
+def _log(file: BinaryIO, name: str) -> BinaryIO:
+    """A log, unless its name and its first byte say that it is a table."""
+    peek = getattr(file, "peek", None)
+    if Path(name).suffix.lower() in TABLES and peek is not None:
+        start = peek(1).removeprefix(BOM).lstrip()
+        if start and not start.startswith(b"{"):
+            raise GratisError(f"--log: {name}: found a table; expected JSON lines, one request a line")
+    return file
+
+
+def _replayed(file: BinaryIO, name: str, judge: Replay, complain: Complaints) -> Iterator[Decision]:
+    progress, read = Progress("requests"), 0
     for batch in batches(file):
         for place, line in batch:
             if line.strip():
                 try:
-                    yield judge.decide(request_of(parsed(line)))
+                    decision = judge.decide(request_of(parsed(line)))
                 except RequestError as error:
                     complain(place, error)
+                    continue
+                read += 1
+                yield decision
         progress.add(len(batch))
     progress.end()
+    if not read:
+        found = "no line of it could be read" if complain.count else "the log has no request"
+        raise GratisError(f"--log: {name}: {found}; expected JSON lines, one request a line")

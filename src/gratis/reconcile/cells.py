@@ -55,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Both sides, over the days that the report covers."""
+    """Both sides, over the days that the report covers; `apart` says that they have no day in common, if so."""
 
     since: datetime
     until: datetime
@@ -67,6 +67,7 @@ class Table:
     tools: Counter[tuple[datetime, str | None]]
     has_cached: bool
     notes: tuple[str, ...]
+    apart: str = ""
 
     def key(self, day: datetime, project: str | None, model: str | None) -> Key:
         """The cell to which such traffic belongs."""
@@ -106,7 +107,32 @@ def beside(report: Report, own: Own, *, since: datetime | None, until: datetime 
     has_cached = any(item.request.cached_tokens for item in here)
     if not has_cached and any(row.cached_tokens for row in asked) and here:
         notes.append("no request here says how many of its tokens were cached: that is not compared")
-    return Table(first, last, by_project, by_model, by_tier, dict(cells), tuple(keys), tools, has_cached, tuple(notes))
+    return Table(
+        first,
+        last,
+        by_project,
+        by_model,
+        by_tier,
+        dict(cells),
+        tuple(keys),
+        tools,
+        has_cached,
+        tuple(notes),
+        _apart(own, first, last),
+    )
+
+
+def _apart(own: Own, first: datetime, last: datetime) -> str:
+    """That report and decisions have no day in common, if so: then neither tells anything of the other."""
+    if own.span is not None and own.span[0] < last and first <= own.span[1]:
+        return ""
+    ours = "none" if own.span is None else _days(*own.span)
+    return f"no day in common: the report has {_days(first, last - DAY)}, the decisions {ours}"
+
+
+def _days(first: datetime, last: datetime) -> str:
+    one, other = day_text(first), day_text(last)
+    return one if one == other else f"{one} to {other}"
 
 
 def _given(report: Report) -> str:

@@ -69,7 +69,8 @@ def reconcile(
         decided=sum(item.tokens for item in items),
         reported_free=free if table.by_tier else None,
         decided_free=sum(item.free for item in items),
-        notes=(*report.notes, *own.notes, *table.notes, *_charge_notes(report, table)),
+        notes=tuple(_notes(report, own, table)),
+        apart=table.apart,
     )
 
 
@@ -138,6 +139,13 @@ def _over(chain: Chain, offer: Offer, own: Own) -> Iterable[Over]:
         most = allowance(offer, own, slot)
         if slot[1] is not None and most and tokens > most:
             yield Over(slot[0].date(), slot[1], tokens, most)
+
+
+def _notes(report: Report, own: Own, table: Table) -> Iterable[str]:
+    """What is to be known beside the numbers; first that no day is in common, if so."""
+    if table.apart:
+        yield table.apart
+    yield from (*report.notes, *own.notes, *table.notes, *_charge_notes(report, table))
 
 
 def _charge_notes(report: Report, table: Table) -> Iterable[str]:

@@ -8,6 +8,9 @@ from enum import StrEnum, unique
 
 from msgspec import Struct
 
+MONEY = 3
+"""The identity that is of money."""
+
 
 @unique
 class Cause(StrEnum):
@@ -197,7 +200,7 @@ class Over(Struct, frozen=True):
 
 
 class Result(Struct, frozen=True):
-    """All that a reconciliation found."""
+    """All that a reconciliation found; `apart` says that report and decisions have no day in common, if so."""
 
     offer: str
     reading: str
@@ -213,6 +216,13 @@ class Result(Struct, frozen=True):
     reported_free: int | None
     decided_free: int
     notes: tuple[str, ...] = ()
+    apart: str = ""
+
+    @property
+    def money_fails(self) -> tuple[Charged, ...]:
+        """The models that were charged otherwise than at list price."""
+        models = {check.model for one in self.identities if one.number == MONEY for check in one.fails}
+        return tuple(one for one in self.money.models if one.model in models) if self.money is not None else ()
 
     @property
     def is_clean(self) -> bool:

@@ -62,6 +62,8 @@ def explain_free(table: Table, own: Own, offer: Offer, totals: Totals) -> Chain:
     )
     _known(chain, _not_there(chain))
     if not chain.is_even:
+        _nothing_there(chain)
+    if not chain.is_even:
         _beside_others(chain)
         _with_tools(chain)
         _free_there(chain)
@@ -146,6 +148,13 @@ def _known(chain: Chain, told: frozenset[Key]) -> None:
         if chain.left[key] < 0 and cell.unknown:
             why = f"{cell.unknown:,} tokens of the report are in no tier that is known"
             chain.know(key, Cause.TIER_UNKNOWN, -min(-chain.left[key], cell.unknown), why)
+
+
+def _nothing_there(chain: Chain) -> None:
+    """A report in which nothing at all is free: the plain cause, before a reading or a tier fits by chance."""
+    if not any(cell.free for cell in chain.table.cells.values()):
+        why = "nothing at all is free in the report: sharing is off, not enrolled, or no balance"
+        chain.suppose(Cause.ENROLLMENT_OR_BALANCE, why, {place: None for place, key in enumerate(chain.keys) if key})
 
 
 def _beside_others(chain: Chain) -> None:

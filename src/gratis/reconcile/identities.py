@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from gratis.reconcile.cells import group_of
-from gratis.reconcile.findings import Cause, Check, Identity, Measure
+from gratis.reconcile.findings import MONEY, Cause, Check, Identity, Measure
 from gratis.reconcile.money import is_near
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def identities(
     if spent is not None and spent.spent is not None:
         known = (one for one in spent.models if one.difference is not None)
         charged = (Check(one.charged, one.expected, is_near(one), model=one.model) for one in known)
-        yield Identity(3, CHARGED, tuple(charged))
+        yield Identity(MONEY, CHARGED, tuple(charged))
     known_as = set(chain.totals.renamed.values())
     strange = [key for key in keys if table.by_model and key[2] and group_of(offer, key) is None]
     strange = [key for key in strange if table.cells[key].rows and key[2] not in known_as]

@@ -60,7 +60,10 @@ class Others(Struct, frozen=True):
 
 
 class Own(Struct, frozen=True):
-    """What was decided here under one offer, for one account, in the order in which it was."""
+    """What was decided here under one offer, for one account, in the order in which it was.
+
+    `span` is from the first to the last request that was decided, whether it is compared or not.
+    """
 
     offer: str | None
     account: str | None
@@ -68,6 +71,7 @@ class Own(Struct, frozen=True):
     enrollments: tuple[Enrollment | None, ...]
     notes: tuple[str, ...] = ()
     read_as: frozenset[tuple[Counts, Overage]] = frozenset()
+    span: tuple[datetime, datetime] | None = None
 
     def offer_as_decided(self, offer: Offer) -> Offer:
         """The offer as it was read when these decisions were made."""
@@ -97,14 +101,17 @@ def gather(
     offers: dict[str, int] = {}
     accounts: set[str] = set()
     read_as: set[tuple[Counts, Overage]] = set()
+    span: tuple[datetime, datetime] | None = None
     for decision in _of(decisions, account, offer):
         offers[decision.offer] = offers.get(decision.offer, 0) + 1
         if offer is not None and decision.offer != offer:
             continue
         accounts.add(decision.account)
+        at = decision.at
+        span = (at, at) if span is None else (min(span[0], at), max(span[1], at))
         if decision.is_judged:
             read_as.add((decision.terms.counts, decision.terms.overage))
-        if (first is not None and decision.at < first) or (last is not None and decision.at >= last):
+        if (first is not None and at < first) or (last is not None and at >= last):
             continue
         if decision.correction is not None:
             corrections[decision.account, decision.id] = decision
@@ -126,6 +133,7 @@ def gather(
         tuple(numbers),
         tuple(notes),
         frozenset(read_as),
+        span,
     )
 
 

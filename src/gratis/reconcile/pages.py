@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COSTS: Final = "costs"
 AMOUNT_DIGITS_MAX: Final = 60
 NAME_MAX: Final = 1024
+LOGGED: Final = frozenset({"id", "at", "input_tokens"})
 # What a row of a kind that has no tokens counts.
 COUNTED: Final = {
     "images": "images",
@@ -80,13 +81,20 @@ def chained(pages: Iterable[Page]) -> None:
             raise ReportError(last.file, last.where, "has_more is true and no page follows; expected all pages")
 
 
+def _no_page(value: object) -> str:
+    """What stands in the place of a page."""
+    expected = "expected a page of the Usage or the Costs API"
+    if isinstance(value, dict) and "error" in value:
+        return f"found an error of the provider; {expected}"
+    if isinstance(value, dict) and "model" in value and LOGGED & value.keys():
+        return f"found what looks like a log of requests; {expected}, and a log as --log FILE"
+    return f"found {_a(value)} without data; {expected}"
+
+
 def page_of(value: object, *, file: str, where: str) -> Page:
     """One page from its JSON."""
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
-        found = (
-            "an error of the provider" if isinstance(value, dict) and "error" in value else f"{_a(value)} without data"
-        )
-        raise ReportError(file, where, f"found {found}; expected a page of the Usage or the Costs API")
+        raise ReportError(file, where, _no_page(value))
     has_more, following = value.get("has_more", False), value.get("next_page")
     if type(has_more) is not bool:
         raise ReportError(file, where, f"has_more: found {shown(has_more)}; expected true or false")

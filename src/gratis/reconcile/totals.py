@@ -82,7 +82,8 @@ def _rows_twice(table: Table, totals: Totals) -> None:
         for row, sources in alike.items():
             copies = min(len(sources) - 1, totals.left[key] // row.tokens) if row.tokens else 0
             if copies > 0:
-                what = f"{many(row.requests, 'request')}, {row.tokens:,} tokens ({sources[0]}; {sources[1]})"
+                where = "; ".join(dict.fromkeys(sources[:2])) + (", read twice" if sources[0] == sources[1] else "")
+                what = f"{many(row.requests, 'request')}, {row.tokens:,} tokens ({where})"
                 why = f"{copies + 1} rows of the report are alike: {what}"
                 totals.copies.update(sources[-copies:])
                 totals.take(key, Cause.DUPLICATE, copies * row.tokens, why, requests=copies * row.requests)
@@ -247,7 +248,7 @@ def _missing(table: Table, own: Own, totals: Totals, key: Key) -> None:
     """Traffic that only one side knows: more requests, and more tokens, on the same side."""
     left, requests, cell = totals.left[key], totals.requests[key], table.cells[key]
     unmeasured = sum(1 for place in cell.places if own.items[place].request.tokens is None)
-    if left > 0 and requests > 0:
+    if left > 0 and requests > 0 and not table.apart:
         why = f"{many(requests, 'request')} in the report and not decided here: traffic of somebody else"
         totals.take(key, Cause.MISSING_IN_LEDGER, left, why, requests=requests)
     elif left > 0 and unmeasured and requests == 0:

@@ -53,7 +53,7 @@ local LEVEL_MAX = { 8192, 131072, 2097152 } -- ids on each level of the index bu
 local state, ledger, holds, ARGS = KEYS[1], KEYS[2], KEYS[3], ARGV
 local is_dry, kept, now = ARGS[1] == 'dry', ARGS[4], ARGS[5]
 local sub, match, find, format, floor = string.sub, string.match, string.find, string.format, math.floor
-local call = redis.call
+local call, sha1hex, char = redis.call, redis.sha1hex, string.char
 
 local function wrong(text)
   return redis.error_reply('GRATISSTATE ' .. text)
@@ -71,15 +71,12 @@ local function read_tally(text)
   end
 end
 
--- Half of the digits of a link, as bytes.
+-- The digits of a link as bytes: half as many.
 local function packed(link)
-  local bytes = ''
-  for at = 1, 24, 8 do
-    local number = tonumber(link:sub(at, at + 7), 16)
-    bytes = bytes .. string.char(math.floor(number / 16777216), math.floor(number / 65536) % 256,
-      math.floor(number / 256) % 256, number % 256)
-  end
-  return bytes
+  local a, b, c = tonumber(sub(link, 1, 8), 16), tonumber(sub(link, 9, 16), 16), tonumber(sub(link, 17, 24), 16)
+  return char(floor(a / 16777216), floor(a / 65536) % 256, floor(a / 256) % 256, a % 256,
+    floor(b / 16777216), floor(b / 65536) % 256, floor(b / 256) % 256, b % 256,
+    floor(c / 16777216), floor(c / 65536) % 256, floor(c / 256) % 256, c % 256)
 end
 
 -- The rule: what becomes of a charge, and of the tally of its window. Says the line of its record, and whether the
@@ -545,13 +542,17 @@ for i = 1, count do
       local letter, rest = sub(line, 1, 1), ARGS[at + 4]
       local text, link, outside = letter, linked, nil
       if letter == 'w' or letter == 'o' then
-        text = format('%s %d %d %s', letter, tally[1], tally[2], tally[3])
+        if letter == 'o' then
+          text = format('o %d %d %s', tally[1], tally[2], tally[3])
+        else -- the line says it already, but for a calendar's span
+          text = #line < 38 and line .. tally[3] or line
+        end
         link = is_new and UNCHAINED or linked
       else
         outside = 'o' .. account
         link = latest[outside] or call('HGET', state, outside) or UNCHAINED
       end
-      link = sub(redis.sha1hex(link .. ARGS[case + 9] .. text .. extra .. '\n' .. id .. rest), 1, 24)
+      link = sub(sha1hex(link .. ARGS[case + 9] .. text .. extra .. '\n' .. id .. rest), 1, 24)
       if outside then
         set(outside, link)
       else
