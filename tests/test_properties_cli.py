@@ -219,17 +219,22 @@ def test_a_signal_removes_the_namespace_first(server, signal_):
     assert dump(server) == before
 
 
-def test_a_second_signal_does_not_keep_a_namespace():
-    """While a namespace is removed, interrupts are left aside; afterwards they count again."""
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_does_not_keep_a_namespace_and_is_not_lost(signal_):
+    """What comes while a namespace is removed is heard once it is gone; afterwards signals are what they were."""
     dropped = []
 
     def drop(space: str) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal_)
         dropped.append(space)
 
-    properties._uninterrupted(drop)("space")
+    usual = signal.getsignal(signal_)
+    with pytest.raises(KeyboardInterrupt):
+        properties._uninterrupted(drop)("space")
     assert dropped == ["space"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal_) is usual
+    properties._uninterrupted(dropped.append)("another")
+    assert dropped == ["space", "another"]
 
 
 def test_spaces_stand_beside_what_they_belong_to(tmp_path):
