@@ -14,7 +14,7 @@ from gratis import Enrollment, Meter, Reason, Request
 from gratis.stores.memory import MemoryStore
 from gratis.stores.urls import open_store
 
-from .servers import Server
+from .servers import Cluster, Server
 from .test_audit import LARGE, NOON, OFFER, Clock, audit_of, file_of, places
 from .test_audit_chain import fresh, requests
 from .test_audit_enrollments import audit as audit_with
@@ -298,3 +298,45 @@ def test_the_table_of_findings_is_told_as_json_is(path: Path) -> None:
     out = gratis("audit", "--store", url, "--format", "table").out
     assert 'found {"window":{"start":"2025-04-20T00:00:00Z"' in out
     assert "Window(" not in out
+
+
+def test_a_server_that_was_set_back_is_found_by_the_file_that_goes_further(tmp_path: Path) -> None:
+    """A failover that lost the last decision: the file has it, the server and its counters do not."""
+    file = tmp_path / "ledger.jsonl"
+    for asked in (3, 2):
+        with Server() as server:
+            with Meter.open(server.url, offer=OFFER, assume=ENROLLED, bounds=None, clock=lambda: NOON) as meter:
+                for number in range(asked):
+                    meter.decide(Request(id=f"r{number}", model=LARGE, at=NOON, input_tokens=9, output_tokens=0))
+            if asked == 3:
+                assert gratis("ledger", "--store", server.url, "--out", file).code == 0
+            found = places(gratis("audit", file, "--store", server.url))
+            assert found == (
+                [] if asked == 3 else [("entry_gap", 3), ("counter_differs", None), ("broken_chain", None)]
+            )
+
+
+def test_a_cluster_is_audited_shard_by_shard(tmp_path: Path) -> None:
+    """Alone, by its file, and by both; an edit is found in whichever shard it is."""
+    file = tmp_path / "ledger.jsonl"
+    with Cluster() as cluster:
+        with Meter.open(cluster.url, offer=OFFER, assume=ENROLLED, bounds=None, clock=lambda: NOON) as meter:
+            for number in range(48):
+                request = Request(
+                    id=f"r{number}",
+                    account=f"a{number % 12}",
+                    model=(LARGE, "unknown")[number % 2],
+                    at=NOON,
+                    input_tokens=number,
+                    output_tokens=0,
+                )
+                meter.decide(request)
+        assert gratis("ledger", "--store", cluster.url, "--out", file).code == 0
+        for arguments in (("--store", cluster.url), (file,), (file, "--store", cluster.url)):
+            answer = gratis("audit", *arguments)
+            assert (answer.code, answer.out, answer.err) == (0, "", "gratis: 48 entries, 0 findings\n")
+        lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+        assert len({line.get("shard", 0) for line in lines}) > 2
+        lines[40]["project"] = "p"
+        file.write_bytes(file_of(lines))
+        assert places(gratis("audit", file, "--store", cluster.url)) == [("broken_chain", lines[40]["entry"])]
