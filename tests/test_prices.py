@@ -6,8 +6,9 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, strategies as st
 
+from gratis.errors import PricesError
 from gratis.offers import load, shipped
-from gratis.prices import Price, PricesError, cost, load_prices, parse_prices, shipped_prices, total
+from gratis.prices import Price, cost, load_prices, parse_prices, shipped_prices, total
 
 AT = datetime(2026, 8, 1, tzinfo=UTC)
 GOOD = """

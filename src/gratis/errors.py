@@ -2,6 +2,7 @@
 
 GratisError
 ├── OfferError          an offer file is wrong: file, line, key, and what was expected
+├── PricesError         a table of prices is wrong: file, line, key, and what was expected
 ├── EnrollmentError     an enrollment, or a change of one, that may not be
 ├── RequestError        a request that cannot be decided: field, and what was expected
 │   ├── Conflict        the id was decided with other content; carries the first decision
@@ -35,6 +36,17 @@ class OfferError(GratisError):
         self.key = key
         self.expected = expected
         self.found = found
+        where = file if line is None else f"{file}:{line}"
+        super().__init__(f"{where}: {key}: {found}; expected {expected}")
+
+
+class PricesError(GratisError):
+    """A table of prices is wrong."""
+
+    def __init__(self, *, file: str, line: int | None, key: str, expected: str, found: str) -> None:
+        self.file = file
+        self.line = line
+        self.key = key
         where = file if line is None else f"{file}:{line}"
         super().__init__(f"{where}: {key}: {found}; expected {expected}")
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gratis.errors import OfferError
+from gratis.errors import OfferError, PricesError
 from gratis.offer_file import parse
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ FILE_BYTES_MAX = 1 << 20
 
 def shipped() -> list[str]:
     """The names of the offers that come with Gratis."""
-    return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
+    return sorted(file.name.removesuffix(".toml") for file in config_folder().iterdir() if file.name.endswith(".toml"))
 
 
 def load(name: str | Path) -> Offer:
     """The offer of this name, or the one in this file."""
     if isinstance(name, str) and name in shipped():
-        return _parse(_folder() / f"{name}.toml", name)
+        return _parse(config_folder() / f"{name}.toml", name)
     path = Path(name)
     if path.suffix != ".toml" or not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, never raises
         raise OfferError(
@@ -41,22 +41,22 @@ def load(name: str | Path) -> Offer:
 
 
 def _parse(file: Traversable, name: str) -> Offer:
+    return parse(text_of(file, name, OfferError), file=name)
+
+
+def text_of(file: Traversable, name: str, wrong: type[OfferError | PricesError]) -> str:
+    """The text of a file of config; what is wrong with it as a whole is raised as the error of its kind."""
     try:
         content = file.read_bytes()
         if len(content) > FILE_BYTES_MAX:
-            raise OfferError(
-                file=name,
-                line=None,
-                key="the file",
-                found=f"{len(content)} bytes",
-                expected=f"at most {FILE_BYTES_MAX}",
-            )
-        return parse(content.decode(), file=name)
+            found, expected = f"{len(content)} bytes", f"at most {FILE_BYTES_MAX}"
+            raise wrong(file=name, line=None, key="the file", found=found, expected=expected)
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise OfferError(file=name, line=None, key="the file", found=str(error), expected="UTF-8 text") from None
+        raise wrong(file=name, line=None, key="the file", found=str(error), expected="UTF-8 text") from None
 
 
-def _folder() -> Traversable:
+def config_folder() -> Traversable:
     """`config/`: inside the package where it is installed, beside `src/` in a checkout."""
     installed = files("gratis") / "config"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "config"

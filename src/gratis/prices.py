@@ -12,14 +12,14 @@ import os
 import tomllib
 from datetime import UTC, date, datetime, time
 from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, localcontext
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from gratis.errors import GratisError
+from gratis.errors import PricesError
 from gratis.model import AT_MAX, AT_MIN, MODEL_BYTES_MAX, shown as found
+from gratis.offers import config_folder, text_of
 from gratis.toml_key import line_of, shown
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gratis.toml_key import Key
 
 DEFAULT_PRICES = "openai"
-FILE_BYTES_MAX = 1 << 20
 PRICE_MAX = Decimal(1_000_000)
 PRICE_DIGITS_MAX = 12
 LINE_MAX = 400
@@ -39,17 +38,6 @@ EXACT = Context(prec=200, traps=[Inexact, InvalidOperation, Overflow, Clamped])
 
 _TABLE_KEYS = ("name", "currency", "as_of", "source", "prices")
 _ROW_KEYS = ("models", "from", "until", "seen_on", "source", "input", "cached_input", "cache_write", "output")
-
-
-class PricesError(GratisError):
-    """A table of prices is wrong: file, line, key, and what was expected."""
-
-    def __init__(self, *, file: str, line: int | None, key: str, expected: str, found: str) -> None:
-        self.file = file
-        self.line = line
-        self.key = key
-        where = file if line is None else f"{file}:{line}"
-        super().__init__(f"{where}: {key}: {found}; expected {expected}")
 
 
 class Price(Struct, frozen=True):
@@ -242,22 +230,8 @@ class _Fault:
 
 
 def _read(file: Traversable, name: str) -> Prices:
-    try:
-        content = file.read_bytes()
-        if len(content) > FILE_BYTES_MAX:
-            raise PricesError(
-                file=name,
-                line=None,
-                key="the file",
-                found=f"{len(content)} bytes",
-                expected=f"at most {FILE_BYTES_MAX}",
-            )
-        return parse_prices(content.decode(), file=name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PricesError(file=name, line=None, key="the file", found=str(error), expected="UTF-8 text") from None
+    return parse_prices(text_of(file, name, PricesError), file=name)
 
 
 def _folder() -> Traversable:
-    """`config/prices/`: inside the package where it is installed, beside `src/` in a checkout."""
-    installed = files("gratis") / "config" / "prices"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "config" / "prices"
+    return config_folder() / "prices"
